@@ -1,0 +1,144 @@
+"""The only file that creates configuration keys.
+
+Where Detectron2 already has a key with the same meaning it is reused, not doubled:
+``MODEL.RPN.LOSS_WEIGHT`` is the constant 0.20 on all three RPN terms, ``*.BBOX_REG_WEIGHTS`` are
+the inverse standard deviations of the box deltas, ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` is the
+pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rs_d2.errors import UserError
+
+# Allowed values of every key that is a closed list; ``check_choices`` enforces them.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "MODEL.RPN.SAMPLER": ("none", "random"),
+    "MODEL.ROI_HEADS.SAMPLER": ("none", "random"),
+    "MODEL.RPN.CRITERION.LOSS": ("rank_sort", "cross_entropy"),
+    "MODEL.ROI_BOX_HEAD.CRITERION.LOSS": ("rank_sort", "cross_entropy"),
+    "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": ("dice", "cross_entropy"),
+    "MODEL.RPN.CRITERION.LABELS": ("iou", "binary"),
+    "MODEL.ROI_BOX_HEAD.CRITERION.LABELS": ("iou", "binary"),
+    "MODEL.RPN.CRITERION.WEIGHTS": ("score", "iou", "none"),
+    "MODEL.ROI_BOX_HEAD.CRITERION.WEIGHTS": ("score", "iou", "none"),
+    "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
+    "MODEL.RPN.CRITERION.BOX_LOSS": ("giou", "iou"),
+    "MODEL.ROI_BOX_HEAD.CRITERION.BOX_LOSS": ("giou", "iou"),
+    "MODEL.RPN.CRITERION.BALANCE": ("value", "constant"),
+    "MODEL.ROI_BOX_HEAD.CRITERION.BALANCE": ("value", "constant"),
+    "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": ("value", "constant"),
+    "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
+    "SOLVER.OPTIMIZER": ("sgd", "adamw"),
+}
+
+
+def add_rs_config(cfg: Any) -> None:
+    """Add the keys of rs_d2 to a Detectron2 config, with the published values as defaults.
+
+    Args:
+        cfg: a ``detectron2.config.CfgNode`` made by ``get_cfg()``; changed in place.
+    """
+    node = type(cfg)
+    cfg.MODEL.RPN.CRITERION = _detection_criterion(node)
+    cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
+    cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
+    _add_assignment_keys(cfg)
+    _add_training_keys(cfg)
+
+
+def _detection_criterion(node: type) -> Any:
+    """The node shared by every head that scores boxes."""
+    criterion = node()
+    # rank_sort: Rank & Sort Loss over class-wise sigmoid logits, no background column.
+    # cross_entropy: Detectron2's baseline (softmax with a background column in the box head).
+    criterion.LOSS = "rank_sort"
+    # Half width of the ramp that smooths the step function, in logits ("delta_RS" in the paper,
+    # which found 0.50 best of 0.25 to 1.0). 0 is the hard step.
+    criterion.DELTA = 0.5
+    # Label of a positive. iou: IoU of its decoded box with its ground truth, detached, in (0, 1].
+    # binary: 1, which leaves nothing to sort. cross_entropy ignores this key.
+    criterion.LABELS = "iou"
+    # Weight w_i of a positive in the box loss sum(w_i L_i) / sum(w_i). score: its largest class
+    # score; iou: IoU of its decoded box; none: 1. All detached. cross_entropy ignores this key.
+    criterion.WEIGHTS = "score"
+    # Loss L_i of a positive's decoded box. giou: 1 - GIoU, in [0, 2]; iou: 1 - IoU, in [0, 1].
+    criterion.BOX_LOSS = "giou"
+    # Task balance of the box loss. value: times (ranking + sorting) / box loss, detached, so that
+    # both tasks have equal value; constant: left as it is. cross_entropy ignores this key.
+    criterion.BALANCE = "value"
+    return criterion
+
+
+def _mask_criterion(node: type) -> Any:
+    """The mask head's node: its labels and scores come from the box head."""
+    criterion = node()
+    # dice: 1 - 2 sum(p t) / (sum(p^2) + sum(t^2)) per positive; cross_entropy: mean binary
+    # cross-entropy of its pixels.
+    criterion.LOSS = "dice"
+    # box_head: the box head's instance weights w_i, same normalisation; none: plain mean.
+    criterion.WEIGHTS = "box_head"
+    # value: scaled to the box head's ranking + sorting; constant: left as it is.
+    criterion.BALANCE = "value"
+    return criterion
+
+
+def _add_assignment_keys(cfg: Any) -> None:
+    # none: every anchor that is not ignored takes part. random: Detectron2's sampler of
+    # MODEL.RPN.BATCH_SIZE_PER_IMAGE anchors, POSITIVE_FRACTION of them positive.
+    cfg.MODEL.RPN.SAMPLER = "none"
+    # A ground truth claims the anchors that overlap it most if their IoU is at least this, in
+    # (0, 1]. Without a minimum a ground truth that no anchor touches would claim all of them.
+    cfg.MODEL.RPN.LOW_QUALITY_MIN_IOU = 0.3
+    # none: every proposal and every ground-truth box takes part. random: Detectron2's sampler of
+    # MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE regions, POSITIVE_FRACTION of them positive.
+    cfg.MODEL.ROI_HEADS.SAMPLER = "none"
+    # The same claim in the box head, IoU in (0, 1]. 1.0 leaves exact copies of the ground truth
+    # only, which are positive anyhow; the published Mask R-CNN uses 0.5.
+    cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU = 1.0
+    # Most positives the mask head trains on in one batch of one GPU, drawn at random: a bound on
+    # memory.
+    cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES = 200
+
+
+def _add_training_keys(cfg: Any) -> None:
+    # Images per iteration over all GPUs that the solver's numbers are meant for (published: 4 GPUs
+    # x 4 images). With another SOLVER.IMS_PER_BATCH the learning rate is scaled linearly and the
+    # schedule keeps its number of epochs. 0: nothing is scaled.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+    # sgd: Detectron2's; adamw: torch's AdamW with the same per-parameter settings.
+    cfg.SOLVER.OPTIMIZER = "sgd"
+    # How RepeatFactorTrainingSampler makes an image's repeat factor whole. ceil: rounded up, as
+    # published; stochastic: up with the probability of its fraction, Detectron2's way.
+    cfg.DATALOADER.REPEAT_ROUNDING = "ceil"
+    # Images of the first test set drawn with predictions beside ground truth after training and
+    # by --eval-only, into OUTPUT_DIR/predictions. 0: none.
+    cfg.TEST.DRAW_IMAGES = 8
+
+
+def check_choices(cfg: Any) -> None:
+    """Check every closed-list key and every bounded number of rs_d2.
+
+    Raises:
+        UserError: the first key with a value that is not allowed, and the values that are.
+    """
+    for key, allowed in CHOICES.items():
+        value = _lookup(cfg, key)
+        if value not in allowed:
+            raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
+    for key in ("MODEL.RPN.LOW_QUALITY_MIN_IOU", "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU"):
+        if not 0 < _lookup(cfg, key) <= 1:
+            raise UserError(f"{key}: {_lookup(cfg, key)} is not in (0, 1]")
+    for key in ("MODEL.RPN.CRITERION.DELTA", "MODEL.ROI_BOX_HEAD.CRITERION.DELTA"):
+        if not 0 <= _lookup(cfg, key) < float("inf"):
+            raise UserError(f"{key}: {_lookup(cfg, key)} is not a number >= 0")
+    if cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES < 1:
+        value = cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES
+        raise UserError(f"MODEL.ROI_MASK_HEAD.MAX_POSITIVES: {value} is not at least 1")
+
+
+def _lookup(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = getattr(cfg, part)
+    return cfg

@@ -1,0 +1,37 @@
+"""Losses of instance masks, one value per instance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+MaskLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def dice_loss(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tensor:
+    """Dice loss ``1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + eps)`` with ``p = sigmoid(logits)``.
+
+    Args:
+        mask_logits: [P, H, W].
+        gt_masks: [P, H, W], values in {0, 1}.
+        eps: keeps the quotient finite where prediction and target are empty.
+
+    Returns:
+        [P], in [0, 1]; empty for P = 0.
+    """
+    probs = mask_logits.float().sigmoid().flatten(1)
+    target = gt_masks.to(probs.dtype).flatten(1)
+    overlap = (probs * target).sum(1)
+    return 1 - 2 * overlap / (probs.square().sum(1) + target.square().sum(1) + eps)
+
+
+def mask_cross_entropy(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
+    """Mean binary cross-entropy of an instance's pixels, [P]; shapes as in :func:`dice_loss`."""
+    target = gt_masks.to(mask_logits.dtype)
+    pixels = F.binary_cross_entropy_with_logits(mask_logits, target, reduction="none")
+    return pixels.flatten(1).mean(1)
+
+
+MASK_LOSSES: dict[str, MaskLoss] = {"dice": dice_loss, "cross_entropy": mask_cross_entropy}

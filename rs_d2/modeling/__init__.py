@@ -1,0 +1,10 @@
+"""Detectron2 components; importing this package registers them."""
+
+from rs_d2.modeling.proposal_generator import RSRPN
+from rs_d2.modeling.roi_heads import (
+    RSFastRCNNOutputLayers,
+    RSMaskRCNNConvUpsampleHead,
+    RSROIHeads,
+)
+
+__all__ = ["RSRPN", "RSFastRCNNOutputLayers", "RSMaskRCNNConvUpsampleHead", "RSROIHeads"]

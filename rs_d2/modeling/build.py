@@ -1,0 +1,32 @@
+"""From a config node to the criterion that a head is handed."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from rs_d2.balancing import BALANCERS
+from rs_d2.criterion import CrossEntropyCriterion, MaskCriterion, RankSortCriterion
+from rs_d2.losses.mask import MASK_LOSSES
+from rs_d2.losses.regression import BOX_LOSSES
+from rs_d2.targets.labels import LABELS
+from rs_d2.targets.weights import WEIGHTS
+
+
+def build_detection_criterion(node: CfgNode, num_classes: int) -> nn.Module:
+    """The criterion described by ``MODEL.RPN.CRITERION`` or ``MODEL.ROI_BOX_HEAD.CRITERION``."""
+    if node.LOSS == "cross_entropy":
+        return CrossEntropyCriterion(num_classes=num_classes, box_loss=BOX_LOSSES[node.BOX_LOSS])
+    return RankSortCriterion(
+        num_classes=num_classes,
+        delta=node.DELTA,
+        label_function=LABELS[node.LABELS],
+        weight_function=WEIGHTS[node.WEIGHTS],
+        box_loss=BOX_LOSSES[node.BOX_LOSS],
+        balancer=BALANCERS[node.BALANCE](),
+    )
+
+
+def build_mask_criterion(node: CfgNode) -> MaskCriterion:
+    """The criterion described by ``MODEL.ROI_MASK_HEAD.CRITERION``."""
+    return MaskCriterion(MASK_LOSSES[node.LOSS], use_weights=node.WEIGHTS == "box_head")

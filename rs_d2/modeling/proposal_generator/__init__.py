@@ -1,0 +1,5 @@
+"""Proposal generators."""
+
+from rs_d2.modeling.proposal_generator.rs_rpn import RSRPN
+
+__all__ = ["RSRPN"]

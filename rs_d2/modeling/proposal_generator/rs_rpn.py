@@ -1,0 +1,127 @@
+"""The region proposal network without a sampler, trained by a detection criterion.
+
+Shapes: ``N`` images, ``A`` anchors of an image over all levels, ``P`` positives of the batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from rs_d2._compat import put_scalar
+from rs_d2.modeling.build import build_detection_criterion
+from rs_d2.ops.boxes import centers_beyond
+from rs_d2.targets.matching import foreground_index, match_by_iou
+
+# The published models pad each image to a multiple of this; anchors beyond lie in the padding that
+# a larger image of the same batch brought along.
+_PAD_MULTIPLE = 32
+
+_LOSS_NAMES = {
+    "rank": "loss_rpn_rank",
+    "sort": "loss_rpn_sort",
+    "cls": "loss_rpn_cls",
+    "box": "loss_rpn_loc",
+}
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class RSRPN(RPN):
+    """RPN whose every anchor that is not ignored enters the ranking of the whole batch.
+
+    Anchors are positive from the upper IoU threshold on, or where a ground truth overlaps them most
+    and by at least ``MODEL.RPN.LOW_QUALITY_MIN_IOU``. Anchors centred in batch padding are ignored.
+    All loss terms are multiplied by ``MODEL.RPN.LOSS_WEIGHT`` (published: 0.20).
+    """
+
+    @configurable
+    def __init__(self, *, criterion: nn.Module, sampler: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.criterion = criterion
+        self.sampler = sampler
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Detectron2's arguments, with our matcher, criterion and sampler."""
+        ret = super().from_config(cfg, input_shape)
+        rpn = cfg.MODEL.RPN
+        ret["anchor_matcher"] = partial(
+            match_by_iou,
+            thresholds=rpn.IOU_THRESHOLDS,
+            labels=rpn.IOU_LABELS,
+            low_quality_min_iou=rpn.LOW_QUALITY_MIN_IOU,
+        )
+        ret["criterion"] = build_detection_criterion(rpn.CRITERION, num_classes=1)
+        ret["sampler"] = rpn.SAMPLER
+        return ret
+
+    def _subsample_labels(self, label: Tensor) -> Tensor:
+        return super()._subsample_labels(label) if self.sampler == "random" else label
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Label each image's anchors 1, 0 or -1 (ignored), and give each its ground-truth box.
+
+        Returns:
+            N label tensors [A] and N tensors [A, 4] of boxes, XYXY, absolute pixels.
+        """
+        gt_labels, gt_boxes = super().label_and_sample_anchors(anchors, gt_instances)
+        if self.sampler == "none":
+            all_anchors = Boxes.cat(anchors).tensor
+            for labels, instances in zip(gt_labels, gt_instances, strict=True):
+                beyond = centers_beyond(all_anchors, instances.image_size, _PAD_MULTIPLE)
+                labels.masked_fill_(beyond, -1)
+        return gt_labels, gt_boxes
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_objectness_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses of all anchors of the batch, ranked in one list.
+
+        Args:
+            anchors: per level [Hi*Wi*Ai, 4].
+            pred_objectness_logits: per level [N, Hi*Wi*Ai].
+            gt_labels: per image [A].
+            pred_anchor_deltas: per level [N, Hi*Wi*Ai, 4].
+            gt_boxes: per image [A, 4], XYXY.
+
+        Returns:
+            ``loss_rpn_rank``, ``loss_rpn_sort`` (or ``loss_rpn_cls``) and ``loss_rpn_loc``.
+        """
+        labels = torch.stack(gt_labels).flatten()
+        self._log_counts(labels, num_images=len(gt_labels))
+        # One foreground class: 0 is an object, 1 the background.
+        gt_classes = torch.where(labels >= 0, 1 - labels, labels).long()
+        positives = foreground_index(gt_classes, num_classes=1)
+        logits = cat(pred_objectness_logits, dim=1).flatten()[:, None]
+        deltas = cat(pred_anchor_deltas, dim=1).flatten(0, 1)[positives]
+        anchor_boxes = Boxes.cat(anchors).tensor
+        pred_boxes = self.box2box_transform.apply_deltas(
+            deltas, anchor_boxes[positives % len(anchor_boxes)]
+        )
+        matched_boxes = torch.stack(gt_boxes).flatten(0, 1)[positives]
+        output = self.criterion(logits, gt_classes, pred_boxes, matched_boxes)
+        named = {_LOSS_NAMES[key]: loss for key, loss in output.losses.items()}
+        # The ranking terms share the weight that Detectron2 gives to objectness.
+        common = self.loss_weight["loss_rpn_cls"]
+        return {name: loss * self.loss_weight.get(name, common) for name, loss in named.items()}
+
+    @staticmethod
+    def _log_counts(labels: Tensor, num_images: int) -> None:
+        put_scalar("rpn/num_pos_anchors", (labels == 1).sum() / num_images)
+        put_scalar("rpn/num_neg_anchors", (labels == 0).sum() / num_images)

@@ -1,0 +1,111 @@
+"""The box head's predictor: K class-wise sigmoids, no background column.
+
+Shapes: ``N`` images, ``R`` regions of the batch, ``K`` classes, ``P`` positives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, cat
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rs_d2.modeling.build import build_detection_criterion
+from rs_d2.targets.matching import foreground_index
+
+_LOSS_NAMES = {"rank": "loss_rank", "sort": "loss_sort", "cls": "loss_cls", "box": "loss_box_reg"}
+
+
+class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Class logits and box deltas whose losses come from a detection criterion.
+
+    With a criterion that has no background column, the class layer has exactly K outputs, with
+    weights from N(0, 0.01) and bias 0: the ranking needs no prior. With the cross-entropy criterion
+    this is Detectron2's predictor.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: ShapeSpec, *, criterion: nn.Module, num_classes: int, **kwargs: Any
+    ) -> None:
+        super().__init__(input_shape, num_classes=num_classes, **kwargs)
+        self.criterion = criterion
+        if criterion.num_columns == num_classes:
+            self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
+            nn.init.normal_(self.cls_score.weight, std=0.01)
+            nn.init.zeros_(self.cls_score.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        """Detectron2's arguments and the criterion."""
+        ret = super().from_config(cfg, input_shape)
+        ret["criterion"] = build_detection_criterion(
+            cfg.MODEL.ROI_BOX_HEAD.CRITERION, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        )
+        return ret
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """Losses of all regions of the batch, all their logits ranked in one list.
+
+        Args:
+            predictions: logits [R, K] and deltas [R, 4K], or [R, 4] for class-agnostic boxes.
+            proposals: N instances with ``proposal_boxes``, ``gt_classes`` and, where the image has
+                objects, ``gt_boxes``. Each gets a field ``loss_weight``: the detached instance
+                weight of a positive, 0 for the rest.
+
+        Returns:
+            ``loss_rank``, ``loss_sort`` (or ``loss_cls``) and ``loss_box_reg``.
+        """
+        logits, deltas = predictions
+        gt_classes = cat([p.gt_classes for p in proposals])
+        positives = foreground_index(gt_classes, self.num_classes)
+        classes = gt_classes[positives]
+        proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])[positives]
+        # An image without objects has no gt_boxes, and no positive that would read them.
+        gt_boxes = cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        pred_boxes = self.box2box_transform.apply_deltas(
+            self._deltas_of_class(deltas[positives], classes), proposal_boxes
+        )
+        output = self.criterion(logits, gt_classes, pred_boxes, gt_boxes[positives])
+        _attach_weights(proposals, positives, output.weights)
+        named = {_LOSS_NAMES[key]: loss for key, loss in output.losses.items()}
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in named.items()}
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
+        """Scores of each image's regions, [Ri, K + 1]; the last column is the background's.
+
+        With class-wise sigmoids that column is zero: Detectron2's inference drops it unread.
+        """
+        if self.criterion.num_columns != self.num_classes:
+            return super().predict_probs(predictions, proposals)
+        scores = F.pad(predictions[0].sigmoid(), (0, 1))
+        return list(scores.split([len(p) for p in proposals]))
+
+    @staticmethod
+    def _deltas_of_class(deltas: Tensor, classes: Tensor) -> Tensor:
+        """[P, 4]: the deltas of each positive's own class, from [P, 4K] or [P, 4]."""
+        if deltas.shape[1] == 4:
+            return deltas
+        return deltas.unflatten(1, (-1, 4))[
+            torch.arange(len(classes), device=classes.device), classes
+        ]
+
+
+def _attach_weights(proposals: list[Instances], positives: Tensor, weights: Tensor) -> None:
+    """Let each region carry its instance weight to the mask head, through any later selection."""
+    counts = [len(p) for p in proposals]
+    per_region = weights.new_zeros(sum(counts))
+    per_region[positives] = weights
+    for instances, part in zip(proposals, per_region.split(counts), strict=True):
+        instances.loss_weight = part

@@ -1,0 +1,1 @@
+"""What the losses aim at: matched objects, continuous labels, instance weights."""

@@ -1,0 +1,28 @@
+"""Fixtures and helpers shared by every test."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share two cores
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+
+torch.set_num_threads(1)
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the reference material beside the checkout; skips the test without it."""
+    full = SHARED / path
+    if not full.exists():
+        pytest.skip(f"reference material ../shared/{path} is not here")
+    return full
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test from the same random state."""
+    torch.manual_seed(0)

@@ -1,0 +1,184 @@
+"""What dropping the samplers must not break: padding, empty images, missed boxes, NaN, memory."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from rs_d2.modeling import RSFastRCNNOutputLayers
+from rs_d2.modeling.roi_heads.roi_heads import limit_foreground
+
+SHAPE = {"p3": ShapeSpec(channels=4, stride=8)}
+
+
+@pytest.fixture
+def rpn(mask_cfg):
+    mask_cfg.MODEL.RPN.IN_FEATURES = ["p3"]
+    mask_cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16]]
+    return build_proposal_generator(mask_cfg, SHAPE)
+
+
+@pytest.fixture
+def predictor(mask_cfg):
+    return RSFastRCNNOutputLayers(mask_cfg, ShapeSpec(channels=4))
+
+
+def objects(size, boxes, classes=None):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    classes = (
+        torch.zeros(len(boxes), dtype=torch.long) if classes is None else torch.tensor(classes)
+    )
+    return Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+
+
+def image(size, boxes, classes=None):
+    """One training example of the whole model."""
+    instances = objects(size, boxes, classes)
+    masks = torch.zeros(len(instances), *size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, instances.gt_boxes.tensor.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    instances.gt_masks = BitMasks(masks)
+    return {"image": torch.rand(3, *size) * 255, "instances": instances}
+
+
+def test_every_anchor_that_is_not_ignored_takes_part(rpn):
+    anchors = rpn.anchor_generator([torch.zeros(1, 4, 40, 40)])
+    labels, _ = rpn.label_and_sample_anchors(anchors, [objects((320, 320), [[100, 100, 118, 118]])])
+    iou_unsure = (labels[0] < 0).sum()
+    assert 0 < iou_unsure < 50
+    assert (labels[0] >= 0).sum() == 40 * 40 * 3 - iou_unsure
+
+
+def test_anchors_in_batch_padding_are_ignored(rpn):
+    """A 40 x 72 image occupies 64 x 96 pixels of a 160 x 160 batch: 8 x 12 cells of stride 8."""
+    anchors = rpn.anchor_generator([torch.zeros(1, 4, 20, 20)])
+    labels, _ = rpn.label_and_sample_anchors(anchors, [objects((40, 72), [])])
+    cells = labels[0].reshape(20, 20, 3)
+    assert (cells[:8, :12] == 0).all()
+    assert (cells[8:] == -1).all()
+    assert (cells[:, 12:] == -1).all()
+
+
+def test_an_object_that_no_anchor_touches_claims_none(rpn):
+    anchors = rpn.anchor_generator([torch.zeros(1, 4, 20, 20)])
+    far = objects((160, 160), [[900, 900, 910, 910]])
+    labels, _ = rpn.label_and_sample_anchors(anchors, [far])
+    assert (labels[0] == 0).all()
+
+
+def test_a_positive_whose_box_misses_stays_a_positive_with_a_box_loss(predictor):
+    proposals = objects((100, 100), [[10, 10, 30, 30]], [1])
+    proposals.proposal_boxes = Boxes(torch.tensor([[60.0, 60, 90, 90]]))
+    logits = torch.zeros(1, 3, requires_grad=True)
+    deltas = torch.zeros(1, 12, requires_grad=True)
+    losses = predictor.losses((logits, deltas), [proposals])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_box_reg"] > 0
+    assert deltas.grad.abs().sum() > 0
+    assert logits.grad[0, 1] < 0  # still pushed up
+
+
+def test_a_nan_box_makes_the_losses_nan_instead_of_vanishing(predictor):
+    proposals = objects((100, 100), [[10, 10, 30, 30]], [1])
+    proposals.proposal_boxes = Boxes(torch.tensor([[10.0, 10, 30, 30]]))
+    losses = predictor.losses((torch.zeros(1, 3), torch.full((1, 12), torch.nan)), [proposals])
+    assert all(loss.isnan() for loss in losses.values())
+
+
+def test_perfect_boxes_give_a_finite_gradient(predictor):
+    proposals = objects((100, 100), [[10, 10, 30, 30]], [1])
+    proposals.proposal_boxes = proposals.gt_boxes
+    logits = torch.zeros(1, 3, requires_grad=True)
+    deltas = torch.zeros(1, 12, requires_grad=True)
+    losses = predictor.losses((logits, deltas), [proposals])
+    sum(losses.values()).backward()
+    assert losses["loss_box_reg"].abs() < 1e-6
+    assert deltas.grad.isfinite().all()
+
+
+def test_the_predictor_has_one_zero_biased_column_per_class(predictor):
+    assert predictor.cls_score.weight.shape[0] == 3
+    assert (predictor.cls_score.bias == 0).all()
+
+
+def test_scores_are_sigmoids_of_the_logits(predictor):
+    logits = torch.tensor([[2.0, -1.0, 0.0]])
+    proposals = [Instances((50, 50), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 9, 9]])))]
+    (scores,) = predictor.predict_probs((logits, torch.zeros(1, 12)), proposals)
+    torch.testing.assert_close(scores[:, :3], logits.sigmoid())
+    assert (scores[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "scenes",
+    [
+        [[[10, 10, 60, 60], [30, 30, 90, 80]], []],
+        [[], []],
+        [[[20, 20, 80, 80]] * 3],
+    ],
+    ids=["one image empty", "no objects", "duplicates"],
+)
+def test_a_training_step_reaches_every_parameter(mask_cfg, scenes):
+    model = build_model(mask_cfg).train()
+    losses = model([image((96, 128), boxes) for boxes in scenes])
+    assert set(losses) == {
+        "loss_rpn_rank",
+        "loss_rpn_sort",
+        "loss_rpn_loc",
+        "loss_rank",
+        "loss_sort",
+        "loss_box_reg",
+        "loss_mask",
+    }
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    if not any(scenes):
+        assert all(loss == 0 for loss in losses.values())
+
+
+def test_every_proposal_and_every_object_enters_the_box_head(mask_cfg, event_storage):
+    mask_cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
+    model = build_model(mask_cfg).train()
+    model([image((96, 128), [[10, 10, 60, 60], [30, 30, 90, 80]])])
+    latest = {name: value for name, (value, _) in event_storage.latest().items()}
+    assert latest["roi_head/num_fg_samples"] + latest["roi_head/num_bg_samples"] == 50 + 2
+    assert latest["roi_head/num_fg_samples"] >= 2
+
+
+def test_mask_loss_has_the_value_of_the_box_heads_ranking(mask_cfg):
+    losses = build_model(mask_cfg).train()([image((96, 128), [[10, 10, 60, 60]])])
+    torch.testing.assert_close(losses["loss_mask"], losses["loss_rank"] + losses["loss_sort"])
+
+
+def test_the_mask_heads_cap_keeps_weights_and_masks_of_the_same_positives():
+    def batch(start, count):
+        classes = torch.tensor([0, 3] * count)  # every other one is background
+        ids = torch.arange(start, start + 2 * count)
+        return Instances((9, 9), gt_classes=classes, loss_weight=ids.float(), mask_id=ids)
+
+    kept = limit_foreground([batch(0, 150), batch(300, 150)], num_classes=3, maximum=200)
+    assert sum(len(k) for k in kept) == 200
+    assert all(50 < len(k) < 150 for k in kept)
+    for part, low in zip(kept, (0, 300), strict=True):
+        assert torch.equal(part.loss_weight.long(), part.mask_id)
+        assert (part.gt_classes == 0).all()
+        assert ((part.mask_id >= low) & (part.mask_id < low + 300)).all()
+
+
+def test_the_cap_leaves_a_smaller_batch_alone():
+    instances = [Instances((9, 9), gt_classes=torch.tensor([0, 3, 1]))]
+    assert limit_foreground(instances, num_classes=3, maximum=2) is instances
+
+
+def test_a_model_without_detections_returns_empty_instances(mask_cfg):
+    mask_cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0
+    model = build_model(mask_cfg).eval()
+    with torch.no_grad():
+        (output,) = model([{"image": torch.rand(3, 64, 64) * 255, "height": 64, "width": 64}])
+    assert len(output["instances"]) == 0
+    assert output["instances"].pred_masks.shape[1:] == (64, 64)
