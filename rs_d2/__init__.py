@@ -11,5 +11,8 @@ from rs_d2.version import __version__
 
 if find_spec("detectron2") is not None:
     from rs_d2 import modeling  # noqa: F401  registers the components
+    from rs_d2.data import register_builtin
+
+    register_builtin()
 
 __all__ = ["__version__", "add_rs_config"]

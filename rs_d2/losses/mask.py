@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +22,9 @@ def dice_loss(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tenso
     Returns:
         [P], in [0, 1]; empty for P = 0.
     """
-    probs = mask_logits.float().sigmoid().flatten(1)
+    # Sums of squares over a mask leave half precision too few digits.
+    work_dtype = torch.promote_types(mask_logits.dtype, torch.float32)
+    probs = mask_logits.to(work_dtype).sigmoid().flatten(1)
     target = gt_masks.to(probs.dtype).flatten(1)
     overlap = (probs * target).sum(1)
     return 1 - 2 * overlap / (probs.square().sum(1) + target.square().sum(1) + eps)

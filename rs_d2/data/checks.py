@@ -1,0 +1,61 @@
+"""Is every data set of a config where it should be."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rs_d2.errors import UserError
+
+_EMBEDDED = ("digits_train", "digits_val")  # made when first loaded
+
+# Folders of COCO's images that an LVIS v1 file refers to.
+_LVIS_IMAGES = {
+    "lvis_v1_train": ("train2017",),
+    "lvis_v1_val": ("train2017", "val2017"),
+    "lvis_v1_test_dev": ("test2017",),
+    "lvis_v1_test_challenge": ("test2017",),
+}
+
+
+def check_datasets(names: Iterable[str]) -> None:
+    """Make sure that data sets are known and that their json and image folders exist.
+
+    Args:
+        names: names in Detectron2's catalog.
+
+    Raises:
+        UserError: A name is unknown (with the nearest known ones), or a file or folder is missing.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in names:
+        if name not in DatasetCatalog:
+            raise UserError(
+                f"data set {name} is not known; {_nearest(name, DatasetCatalog.list())}"
+            )
+        if name in _EMBEDDED:
+            continue
+        metadata = MetadataCatalog.get(name)
+        json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+        if json_file and not Path(json_file).is_file():
+            raise UserError(_missing(name, f"file {json_file}"))
+        for part in _LVIS_IMAGES.get(name, ("",)):
+            if image_root and not Path(image_root, part).is_dir():
+                raise UserError(_missing(name, f"folder {Path(image_root, part)}"))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _missing(name: str, what: str) -> str:
+    root = os.getenv("DETECTRON2_DATASETS")
+    now = f"is {root}" if root else "is not set, so ./datasets is used"
+    return (
+        f"data set {name}: {what} is missing (DETECTRON2_DATASETS {now}); "
+        "datasets/README.md says what goes where"
+    )

@@ -1,0 +1,62 @@
+"""Images of rare classes more often: LVIS's class-balanced repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from rs_d2.errors import UserError
+
+
+def repeat_factors(
+    dataset_dicts: Sequence[dict[str, Any]], threshold: float, rounding: str
+) -> Tensor:
+    """How often each image is shown in an epoch.
+
+    r(I) = max over the classes c in image I of max(1, sqrt(threshold / f(c))), where f(c) is the
+    share of images with c.
+
+    Args:
+        dataset_dicts: [N] Detectron2 dicts.
+        threshold: share of images below which a class is repeated.
+        rounding: "stochastic" leaves the factors fractional, for the sampler to round anew in each
+            epoch; "ceil" rounds them up, as published.
+
+    Returns:
+        [N], float32; 1 for an image without objects.
+
+    Raises:
+        UserError: The rounding is unknown.
+    """
+    from detectron2.data.samplers import RepeatFactorTrainingSampler as Upstream
+
+    if rounding not in ("stochastic", "ceil"):
+        raise UserError(f"DATALOADER.REPEAT_ROUNDING: '{rounding}' is not one of stochastic, ceil")
+    factors = Upstream.repeat_factors_from_category_frequency(dataset_dicts, threshold)
+    return torch.ceil(factors) if rounding == "ceil" else factors
+
+
+def build_repeat_sampler(
+    dataset_dicts: Sequence[dict[str, Any]], threshold: float, rounding: str
+) -> Sampler:
+    """An endless sampler that shows each image as often as ``repeat_factors`` says."""
+    from detectron2.data.samplers import RepeatFactorTrainingSampler
+
+    return RepeatFactorTrainingSampler(repeat_factors(dataset_dicts, threshold, rounding))
+
+
+def build_train_sampler(cfg: Any, dataset_dicts: Sequence[dict[str, Any]]) -> Sampler | None:
+    """The sampler for `build_detection_train_loader`; None leaves the choice to Detectron2.
+
+    Args:
+        cfg: config with `DATALOADER.{SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_ROUNDING}`.
+        dataset_dicts: what the loader will index, after empty images were filtered out.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    keys = cfg.DATALOADER
+    return build_repeat_sampler(dataset_dicts, keys.REPEAT_THRESHOLD, keys.REPEAT_ROUNDING)

@@ -1,0 +1,63 @@
+"""Box and mask losses are ordinary functions: known values, gradcheck, empty input."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from rs_d2.losses.mask import dice_loss, mask_cross_entropy
+from rs_d2.losses.regression import BOX_LOSSES, giou_loss, iou_loss
+
+
+def boxes(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("pred", "gt", "iou", "giou"),
+    [
+        ([0, 0, 10, 10], [0, 0, 10, 10], 1.0, 1.0),  # the same box
+        ([0, 0, 5, 5], [0, 0, 10, 10], 0.25, 0.25),  # a quarter of the box, inside it
+        ([0, 0, 10, 10], [10, 0, 20, 10], 0.0, 0.0),  # side by side, the hull is full
+        ([0, 0, 10, 10], [30, 0, 40, 10], 0.0, -0.5),  # apart, half of the hull is empty
+    ],
+)
+def test_known_overlaps(pred, gt, iou, giou):
+    assert iou_loss(boxes(pred), boxes(gt)).item() == pytest.approx(1 - iou, abs=1e-6)
+    assert giou_loss(boxes(pred), boxes(gt)).item() == pytest.approx(1 - giou, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(BOX_LOSSES))
+def test_box_losses_pass_gradcheck_and_survive_empty_and_flat_boxes(name):
+    loss = BOX_LOSSES[name]
+    gt = boxes([0, 0, 10, 10], [5, 5, 9, 30])
+    pred = boxes([1, -2, 9, 13], [4, 7, 12, 21]).requires_grad_()
+    assert gradcheck(lambda p: loss(p, gt), pred)
+    assert gradcheck(lambda p: loss(p.t().contiguous().t(), gt), pred)
+    assert loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    flat = boxes([3, 3, 3, 3]).requires_grad_()
+    loss(flat, boxes([3, 3, 3, 3])).sum().backward()
+    assert flat.grad.isfinite().all()
+
+
+def test_dice_of_half_precision_logits_is_computed_in_float32():
+    logits, masks = torch.randn(2, 28, 28), torch.rand(2, 28, 28) > 0.5
+    assert dice_loss(logits.half(), masks).dtype == torch.float32
+    torch.testing.assert_close(dice_loss(logits.half(), masks), dice_loss(logits.half().float(), masks))
+
+
+def test_dice_of_a_perfect_an_inverted_and_an_empty_mask():
+    masks = torch.tensor([[[1, 0], [1, 0]], [[1, 0], [1, 0]], [[0, 0], [0, 0]]])
+    logits = 100 * torch.tensor([[[1.0, -1], [1, -1]], [[-1, 1], [-1, 1]], [[-1, -1], [-1, -1]]])
+    perfect, inverted, empty = dice_loss(logits, masks).tolist()
+    assert perfect == pytest.approx(0, abs=1e-5)
+    assert inverted == pytest.approx(1, abs=1e-5)
+    assert 0 <= empty <= 1
+
+
+@pytest.mark.parametrize("loss", [dice_loss, mask_cross_entropy])
+def test_mask_losses_pass_gradcheck_and_take_empty_input(loss):
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    masks = torch.rand(2, 3, 4) > 0.5
+    assert gradcheck(lambda x: loss(x, masks), logits)
+    assert gradcheck(lambda x: loss(x.mT.contiguous().mT, masks), logits)
+    assert loss(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4)).shape == (0,)

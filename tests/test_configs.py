@@ -1,0 +1,156 @@
+"""Every yaml loads, every key that we add is read, every closed list is closed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from rs_d2 import add_rs_config
+from rs_d2.config import CHOICES, check_choices
+from rs_d2.errors import UserError
+
+REPO = Path(__file__).resolve().parents[1]
+LEAVES = sorted(p for p in (REPO / "configs").rglob("*.yaml") if "_base_" not in p.parts)
+BASES = sorted((REPO / "configs").rglob("_base_/**/*.yaml"))
+
+
+def load(path=None):
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    if path is not None:
+        cfg.merge_from_file(str(path))
+    return cfg
+
+
+def keys(node, prefix=""):
+    for name, value in node.items():
+        yield from keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+
+
+def build_without_memory(cfg):
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+def names(paths):
+    return [str(p.relative_to(REPO / "configs")) for p in paths]
+
+
+@pytest.mark.parametrize("path", LEAVES + BASES, ids=names(LEAVES + BASES))
+def test_a_config_merges_and_keeps_to_the_closed_lists(path):
+    check_choices(load(path))
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=names(LEAVES))
+def test_a_config_builds_its_model(path):
+    cfg = load(path)
+    model = build_without_memory(cfg)
+    assert sum(p.numel() for p in model.parameters()) > 1e6
+
+
+# Weights and affine batch-norm parameters of the official models; Detectron2 keeps the latter in
+# buffers while they are frozen.
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("rs_faster_rcnn_coco.yaml", 41_752_031),
+        ("rs_mask_rcnn_coco.yaml", 44_395_311),
+        ("rs_mask_rcnn_lvis.yaml", 50_439_297),
+    ],
+)
+def test_parameter_counts_are_the_official_ones(name, official):
+    cfg = load(REPO / "configs" / name)
+    model = build_without_memory(cfg)
+    affine = re.compile(r"norm\.(weight|bias)$")
+    count = sum(p.numel() for p in model.parameters())
+    count += sum(b.numel() for n, b in model.named_buffers() if affine.search(n))
+    assert count == official
+
+
+def test_the_flagship_has_the_published_settings():
+    cfg = load(REPO / "configs" / "rs_mask_rcnn_lvis.yaml")
+    assert cfg.DATASETS.TRAIN == ("lvis_v1_train",)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.60
+    assert cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU == 0.5
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
+    assert cfg.DATALOADER.REPEAT_ROUNDING == "ceil"
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (0.012, 16)
+    assert cfg.SOLVER.WARMUP_ITERS == 500
+    assert cfg.MODEL.RPN.LOSS_WEIGHT == 0.20
+    assert list(cfg.MODEL.RPN.BBOX_REG_WEIGHTS) == [10, 10, 5, 5]
+    assert list(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS) == [10, 10, 5, 5]
+    for head in (cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD):
+        assert dict(head.CRITERION) == {
+            "LOSS": "rank_sort",
+            "DELTA": 0.5,
+            "LABELS": "iou",
+            "WEIGHTS": "score",
+            "BOX_LOSS": "giou",
+            "BALANCE": "value",
+        }
+
+
+def test_every_key_that_we_add_is_read_somewhere():
+    added = set(keys(load())) - set(keys(get_cfg()))
+    code = "\n".join(
+        p.read_text() for p in (REPO / "rs_d2").rglob("*.py") if p.parent.name != "config"
+    )
+    assert added
+    unread = [key for key in sorted(added) if not re.search(rf"\.{key.split('.')[-1]}\b", code)]
+    assert unread == []
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=names(LEAVES))
+def test_a_leaf_is_short_and_repeats_nothing_of_its_bases(path):
+    lines = [x for x in path.read_text().splitlines() if x.strip() and not x.startswith("#")]
+    if "quick" not in path.parts:
+        assert len(lines) <= 15
+    raw = yaml.safe_load(path.read_text())
+    bases = raw.pop("_BASE_", [])
+    inherited = load()
+    for base in [bases] if isinstance(bases, str) else bases:
+        inherited.merge_from_file(str(path.parent / base))
+    final = load(path)
+    assert [k for k in keys(CfgNode(raw)) if _value(inherited, k) == _value(final, k)] == []
+
+
+def _value(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+@pytest.mark.parametrize("key", sorted(CHOICES))
+def test_a_value_outside_a_closed_list_is_named(key):
+    cfg = load()
+    cfg.merge_from_list([key, "nonsense"])
+    with pytest.raises(UserError, match=f"^{re.escape(key)}: 'nonsense' is not one of "):
+        check_choices(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.RPN.LOW_QUALITY_MIN_IOU", 0.0),
+        ("MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU", 1.5),
+        ("MODEL.RPN.CRITERION.DELTA", -1.0),
+        ("MODEL.ROI_BOX_HEAD.CRITERION.DELTA", float("nan")),
+        ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", 0),
+    ],
+)
+def test_a_number_out_of_range_is_named(key, value):
+    cfg = load()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(UserError, match=f"^{re.escape(key)}: "):
+        check_choices(cfg)
