@@ -46,7 +46,7 @@ def require_detectron2() -> None:
             problem = f"Detectron2 at {Path(spec.origin).parent} cannot be used here ({error})"
     raise Detectron2MissingError(
         f"{problem}: run `make env`, or `python tools/install_detectron2.py` in an environment of "
-        "your own; see README.md, section Installation"
+        "your own; see README.md, section Install"
     )
 
 

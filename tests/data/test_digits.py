@@ -1,6 +1,7 @@
 """The embedded digits set: honest annotations, long tail, deterministic, never half-made."""
 
 import hashlib
+import importlib.util
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -16,8 +17,9 @@ from rs_d2.data._digits_scene import MIN_VISIBLE, Digit, compose
 from rs_d2.data.digits import digits_categories, find_digits, make_digits, split_scans
 from rs_d2.errors import UserError
 
+CLI = Path(__file__).resolve().parents[2] / "datasets" / "make_digits.py"
 SMALL = {"num_train": 24, "num_val": 12, "size": 128, "seed": 3, "progress": False}
-SMALL_SHA256 = "TO BE FILLED"
+SMALL_SHA256 = "c2e0a6224e32b3f23eebe8b28aeb844fe8b3c2b0875596e9e1e42d51d5f68230"
 
 
 def read(path: str | Path) -> dict:
@@ -219,3 +221,24 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
 def test_too_small_numbers_are_named(tmp_path, name, value):
     with pytest.raises(UserError, match=f"{name} is {value}"):
         make_digits(tmp_path / "digits", **{**SMALL, name: value})
+
+
+def run_cli(arguments: list[str]) -> int:
+    """The exit code of datasets/make_digits.py, called in this process."""
+    spec = importlib.util.spec_from_file_location("make_digits_cli", CLI)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(arguments)
+
+
+def test_the_command_makes_the_set_and_says_where(tmp_path, capsys):
+    root = tmp_path / "set"
+    numbers = ["--num-train", "10", "--num-val", "10", "--size", "96", "--seed", "5"]
+    assert run_cli(["--output", str(root), *numbers]) == 0
+    assert str(root / "train.json") in capsys.readouterr().out
+    assert find_digits(root) is not None
+
+
+def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
+    assert run_cli(["--output", str(tmp_path / "set"), "--size", "8"]) == 2
+    assert capsys.readouterr().err == "error: digits set: size is 8, must be at least 96\n"
