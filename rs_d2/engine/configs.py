@@ -1,0 +1,156 @@
+"""From a config file and KEY VALUE pairs to a checked config."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
+from fvcore.common.registry import Registry
+
+from rs_d2._compat import config_dir
+from rs_d2.config import add_rs_config, check_choices
+from rs_d2.engine.solver import check_clip_type
+from rs_d2.errors import UserError
+
+_UNKNOWN_KEY = re.compile(r"[Nn]on-existent (?:config )?key: ([^\s'\"]+)")
+_WRONG_TYPE = re.compile(
+    r"with values \((?P<old>.*) vs\. (?P<new>.*)\) for config key: (?P<key>\S+)"
+)
+
+
+def load_config(config_file: str, opts: Sequence[str]) -> tuple[CfgNode, set[str]]:
+    """Merge a config file and KEY VALUE pairs into the defaults.
+
+    Args:
+        config_file: path as ``find_config`` returns it; empty for the defaults alone.
+        opts: keys and values in turn.
+
+    Returns:
+        The config, not frozen, and the keys that the file, its bases or ``opts`` name.
+
+    Raises:
+        UserError: A file is not readable, or a key or the type of a value is wrong.
+    """
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    named: set[str] = set(opts[0::2])
+    if config_file:
+        named.update(_merge_file(cfg, config_file))
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(_explain(error, cfg, culprit=key)) from error
+    return cfg, named
+
+
+def find_config(name: str) -> str:
+    """Find a config file: a path as it is, or else one relative to the packaged configs.
+
+    Raises:
+        UserError: There is no such file; names the nearest of the packaged ones.
+    """
+    if not name or Path(name).is_file():
+        return name
+    packaged = config_dir()
+    for folder in (packaged, packaged.parent):  # with and without the leading "configs/"
+        if (folder / name).is_file():
+            return str(folder / name)
+    known = [str(path.relative_to(packaged)) for path in packaged.glob("**/*.yaml")]
+    raise UserError(f"--config-file: {name} does not exist{_nearest(name, known)}")
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check the values that would otherwise fail late or with a long trace.
+
+    Raises:
+        UserError: The first key with a value that is not allowed.
+    """
+    check_choices(cfg)
+    check_clip_type(cfg)
+    for key, name, registry in _registered_names(cfg):
+        if name not in registry:
+            known = [entry for entry, _ in registry]
+            raise UserError(f"{key}: '{name}' is not registered{_nearest(name, known)}")
+    if not cfg.DATASETS.TRAIN and not cfg.DATASETS.TEST:
+        raise UserError("no data: give --config-file or --train-json (--help shows examples)")
+
+
+def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
+    model = cfg.MODEL
+    yield "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY
+    yield "MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY
+    yield "MODEL.ANCHOR_GENERATOR.NAME", model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY
+    if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":  # Detectron2's word for none
+        name = model.PROPOSAL_GENERATOR.NAME
+        yield "MODEL.PROPOSAL_GENERATOR.NAME", name, PROPOSAL_GENERATOR_REGISTRY
+    yield "MODEL.RPN.HEAD_NAME", model.RPN.HEAD_NAME, RPN_HEAD_REGISTRY
+    yield "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY
+    if model.ROI_BOX_HEAD.NAME:  # empty: the ROI heads bring their own
+        yield "MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY
+    if model.MASK_ON:
+        yield "MODEL.ROI_MASK_HEAD.NAME", model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY
+
+
+def _merge_file(cfg: CfgNode, path: str) -> set[str]:
+    """Merge a yaml file with its bases and return the keys they name."""
+    try:
+        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
+    except yaml.YAMLError as error:
+        raise UserError(_explain_yaml(error, path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config-file: {path} or one of its bases: {error}") from error
+    except (TypeError, AttributeError, AssertionError) as error:  # no mapping of keys to values
+        raise UserError(f"--config-file: {path} is not a mapping of config keys") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"--config-file: {path} is not a mapping of config keys")
+    try:
+        cfg.merge_from_file(path)
+    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{_explain(error, cfg, culprit='a value')} in {path}") from error
+    return set(_keys(loaded))
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the full names of all keys, those that hold other keys included."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
+    """Put yacs' many kinds of complaint into one line."""
+    text = " ".join(str(error).split())
+    if unknown := _UNKNOWN_KEY.search(text):
+        return f"{unknown[1]} is not a config key{_nearest(unknown[1], _keys(cfg))}"
+    if wrong := _WRONG_TYPE.search(text):
+        return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
+    return f"{culprit} is not valid: {text}"
+
+
+def _explain_yaml(error: yaml.YAMLError, path: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"--config-file: {path} is not valid yaml"
+    return f"--config-file: {mark.name}, line {mark.line + 1}: {error.problem}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -1,0 +1,95 @@
+"""What a run leaves behind: a file of metrics, pictures, a table and the paths to all of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from rs_d2.engine.checkpointer import last_checkpoint_line
+from rs_d2.engine.drawing import draw_predictions
+
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any]) -> None:
+    """Write and show the results of a run, then compare them with ``TEST.EXPECTED_RESULTS``.
+
+    Only the first process does anything. A result that differs by more than its tolerance ends the
+    program with exit code 1, after everything has been written.
+
+    Args:
+        cfg: config.
+        model: the trained model, for the pictures.
+        results: results of ``RSTrainer.test``; empty without a test set.
+    """
+    if not comm.is_main_process():
+        return
+    folder = Path(cfg.OUTPUT_DIR)
+    lines = [last_checkpoint_line(cfg.OUTPUT_DIR)] if not results else []
+    if results:
+        metrics = write_metrics(folder / "metrics.json", results)
+        lines += ["", format_table(metrics), ""]
+        draw_predictions(cfg, model, folder / "predictions")
+    lines += [f"{label:<22}{path}" for label, path in _outputs(cfg, folder) if path.exists()]
+    logging.getLogger(__name__).info("Results\n" + "\n".join(lines))
+    if results and cfg.TEST.EXPECTED_RESULTS:
+        # a task that is missing (masks switched off) is a difference, not a KeyError
+        verify_results(cfg, defaultdict(dict, results))
+
+
+def write_metrics(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Write results as json and return what was written: plain floats, ``None`` for no number."""
+    metrics = _plain(results)
+    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def format_table(metrics: Mapping[str, Any]) -> str:
+    """Format metrics as a table: a row for each task, a column for each AP that any task has.
+
+    Args:
+        metrics: task -> metric -> percent or ``None``; one level deeper for several test sets.
+    """
+    rows = list(_rows(metrics))
+    columns = [column for column in COLUMNS if any(column in row for _, row in rows)]
+    cells = [[label, *(_cell(row.get(column)) for column in columns)] for label, row in rows]
+    alignment = ["left", *("right" for _ in columns)]
+    return tabulate(cells, ["", *columns], disable_numparse=True, colalign=alignment)
+
+
+def _outputs(cfg: CfgNode, folder: Path) -> Iterator[tuple[str, Path]]:
+    yield "weights", folder / "model_final.pth"
+    yield "metrics", folder / "metrics.json"
+    yield "pictures", folder / "predictions"
+    yield "log", folder / "log.txt"
+    yield "tensorboard --logdir", folder
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _rows(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, value in metrics.items():
+        if any(isinstance(entry, Mapping) for entry in value.values()):  # several test sets
+            yield from _rows(value, f"{prefix}{name} ")
+        else:
+            yield prefix + name, value
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

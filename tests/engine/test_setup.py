@@ -1,0 +1,166 @@
+import json
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import REPO, shared
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from rs_d2 import add_rs_config
+from rs_d2.engine.configs import find_config, load_config
+from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, use_own_data
+from rs_d2.engine.setup import resolve_device
+from rs_d2.errors import UserError
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    return cfg
+
+
+def arguments(**given):
+    names = ("train_json", "train_images", "val_json", "val_images")
+    return Namespace(**{name: given.get(name) for name in names})
+
+
+def nuts(split):
+    return str(shared(f"data/nuts/{split}.json"))
+
+
+def images(name="nuts"):
+    return str(shared(f"data/{name}/images"))
+
+
+def test_a_config_is_found_here_first_then_in_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = str(REPO / "configs" / "rs_mask_rcnn_lvis.yaml")
+    assert find_config("rs_mask_rcnn_lvis.yaml") == packaged
+    assert find_config("configs/rs_mask_rcnn_lvis.yaml") == packaged
+    (tmp_path / "rs_mask_rcnn_lvis.yaml").write_text("VERSION: 2")
+    assert find_config("rs_mask_rcnn_lvis.yaml") == "rs_mask_rcnn_lvis.yaml"
+
+
+def test_named_keys_are_those_of_the_file_its_bases_and_the_command_line(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER:\n  MAX_ITER: 7\nVERSION: 2")
+    (tmp_path / "leaf.yaml").write_text("_BASE_: base.yaml\nMODEL:\n  MASK_ON: True")
+    cfg, named = load_config(str(tmp_path / "leaf.yaml"), ["SOLVER.BASE_LR", "0.5"])
+    assert {"SOLVER.MAX_ITER", "MODEL.MASK_ON", "SOLVER.BASE_LR"} <= named
+    assert "MODEL.DEVICE" not in named
+    assert (cfg.SOLVER.MAX_ITER, cfg.MODEL.MASK_ON, cfg.SOLVER.BASE_LR) == (7, True, 0.5)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_the_default_falls_back_to_the_cpu_with_a_line(cfg):
+    notes = resolve_device(cfg, explicit=False, num_processes=1)
+    assert notes == ["no GPU found: running on the CPU"]
+    assert cfg.MODEL.DEVICE == "cpu"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_several_processes_on_the_cpu_are_announced(cfg):
+    (line,) = resolve_device(cfg, explicit=False, num_processes=3)
+    assert "3 processes" in line
+    assert "gloo" in line
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_was_asked_for_must_be_there(cfg):
+    with pytest.raises(UserError, match=r"MODEL.DEVICE: 'cuda' was asked for"):
+        resolve_device(cfg, explicit=True, num_processes=1)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_mixed_precision_is_off_on_the_cpu(cfg):
+    cfg.SOLVER.AMP.ENABLED = True
+    (line,) = resolve_device(cfg, explicit=False, num_processes=1)
+    assert not cfg.SOLVER.AMP.ENABLED
+    assert "SOLVER.AMP.ENABLED needs a GPU" in line
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_gpu_is_used_without_a_word(cfg):
+    assert resolve_device(cfg, explicit=False, num_processes=8) == []
+    assert cfg.MODEL.DEVICE == "cuda"
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_several_cpu_processes_beside_a_gpu_are_refused(cfg):
+    cfg.MODEL.DEVICE = "cpu"
+    assert resolve_device(cfg, explicit=True, num_processes=1) == []
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+        resolve_device(cfg, explicit=True, num_processes=2)
+
+
+def test_without_own_data_nothing_changes(cfg):
+    before = cfg.clone()
+    assert use_own_data(cfg, arguments(), ()) == []
+    assert cfg == before
+
+
+def test_classes_and_data_sets_come_from_the_json(cfg):
+    cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 50.0, 1.0]]
+    given = arguments(
+        train_json=nuts("train"), train_images=images(), val_json=nuts("val"), val_images=images()
+    )
+    notes = use_own_data(cfg, given, ())
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((OWN_TRAIN,), (OWN_VAL,))
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 3
+    assert cfg.TEST.EXPECTED_RESULTS == []
+    assert notes[0] == "own_train: 12 images, 120 objects, 3 classes (COCO form)"
+    assert len(DatasetCatalog.get(OWN_TRAIN)) == 12
+    assert MetadataCatalog.get(OWN_VAL).thing_classes == ["date", "fig", "hazelnut"]
+
+
+def test_training_without_validation_data_is_announced(cfg):
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    notes = use_own_data(cfg, arguments(train_json=nuts("train"), train_images=images()), ())
+    assert cfg.DATASETS.TEST == ()
+    assert "--val-json is not given: training without evaluation" in notes
+
+
+def test_images_lie_beside_the_json_unless_a_folder_is_given(cfg, tmp_path):
+    content = json.loads(shared("data/nuts/train.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f"images/{image['file_name']}"
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(images())
+    use_own_data(cfg, arguments(train_json=str(tmp_path / "train.json")), ())
+    assert len(DatasetCatalog.get(OWN_TRAIN)) == 12
+
+
+def test_masks_are_off_for_objects_without_masks(cfg):
+    cfg.MODEL.MASK_ON = True
+    cells = str(shared("data/bccd/train.json"))
+    notes = use_own_data(cfg, arguments(train_json=cells, train_images=images("bccd")), ())
+    assert not cfg.MODEL.MASK_ON
+    assert "own_train has objects without masks: MODEL.MASK_ON is off" in notes
+
+
+def test_masks_are_trained_but_not_evaluated_where_only_the_training_set_has_them(cfg, tmp_path):
+    content = json.loads(shared("data/nuts/val.json").read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation")
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    cfg.MODEL.MASK_ON = True
+    given = arguments(
+        train_json=nuts("train"),
+        train_images=images(),
+        val_json=str(tmp_path / "val.json"),
+        val_images=images(),
+    )
+    notes = use_own_data(cfg, given, ())
+    assert cfg.MODEL.MASK_ON
+    assert "own_val has objects without masks: only boxes are evaluated" in notes
