@@ -6,7 +6,6 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: env demo test lint clean
 
@@ -17,7 +16,7 @@ demo: env
 	$(RUN) train_net.py --config-file configs/quick/rs_mask_rcnn_digits.yaml
 
 test: env
-	$(RUN) -m pytest -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -q
 
 lint: env
 	$(RUN) -m ruff check .

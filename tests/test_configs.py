@@ -31,7 +31,8 @@ def load(path=None):
 
 def keys(node, prefix=""):
     for name, value in node.items():
-        yield from keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+        is_node = isinstance(value, CfgNode)
+        yield from keys(value, f"{prefix}{name}.") if is_node else [prefix + name]
 
 
 def build_without_memory(cfg):

@@ -37,7 +37,7 @@ def batch():
 
 
 def test_all_logits_are_ranked_in_one_list_with_iou_labels(batch):
-    logits, gt_classes, pred_boxes, gt_boxes = batch
+    logits, _, pred_boxes, gt_boxes = batch
     output = make()(*batch)
     iou = aligned_iou(pred_boxes, gt_boxes).detach()
     targets = torch.zeros(6, K)

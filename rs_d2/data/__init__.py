@@ -4,7 +4,7 @@ Detectron2 is imported by the functions that need it, so reading and checking a 
 """
 
 from rs_d2.data.builtin import register_builtin
-from rs_d2.data.checks import check_datasets
+from rs_d2.data.checks import check_datasets, check_num_classes
 from rs_d2.data.custom import CustomDataset, register_custom
 from rs_d2.data.samplers import build_train_sampler
 
@@ -12,6 +12,7 @@ __all__ = [
     "CustomDataset",
     "build_train_sampler",
     "check_datasets",
+    "check_num_classes",
     "register_builtin",
     "register_custom",
 ]

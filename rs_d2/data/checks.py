@@ -47,6 +47,27 @@ def check_datasets(names: Iterable[str]) -> None:
                 raise UserError(_missing(name, f"folder {Path(image_root, part)}"))
 
 
+def check_num_classes(names: Iterable[str], num_classes: int) -> None:
+    """Make sure that a model has one output per class of each data set.
+
+    Args:
+        names: names in Detectron2's catalog.
+        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``.
+
+    Raises:
+        UserError: A data set has another number of classes; sets that state none are passed over.
+    """
+    from detectron2.data import MetadataCatalog
+
+    for name in names:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != num_classes:
+            raise UserError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES: {num_classes}, but data set {name} has "
+                f"{len(classes)} classes"
+            )
+
+
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(sorted(known))}"

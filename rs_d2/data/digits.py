@@ -16,6 +16,7 @@ seen, so none has to be left out.
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -123,7 +124,13 @@ def make_digits(
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        bar = tqdm(total=num_train + num_val, desc="digits", unit="img", disable=not progress)
+        bar = tqdm(
+            total=num_train + num_val,
+            desc="digits",
+            unit="img",
+            disable=not progress,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # few lines in a log file
+        )
         with bar:
             for path, content in _build(num_train, num_val, size, seed):
                 (draft / path).parent.mkdir(exist_ok=True)

@@ -87,8 +87,6 @@ def check_config(cfg: CfgNode) -> None:
         if name not in registry:
             known = [entry for entry, _ in registry]
             raise UserError(f"{key}: '{name}' is not registered{_nearest(name, known)}")
-    if not cfg.DATASETS.TRAIN and not cfg.DATASETS.TEST:
-        raise UserError("no data: give --config-file or --train-json (--help shows examples)")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:

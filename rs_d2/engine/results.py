@@ -16,7 +16,6 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from rs_d2.engine.checkpointer import last_checkpoint_line
 from rs_d2.engine.drawing import draw_predictions
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -36,7 +35,7 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any]) -> None:
     if not comm.is_main_process():
         return
     folder = Path(cfg.OUTPUT_DIR)
-    lines = [last_checkpoint_line(cfg.OUTPUT_DIR)] if not results else []
+    lines = []
     if results:
         metrics = write_metrics(folder / "metrics.json", results)
         lines += ["", format_table(metrics), ""]

@@ -14,7 +14,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from rs_d2.data import check_datasets
+from rs_d2.data import check_datasets, check_num_classes
 from rs_d2.engine.checkpointer import check_weights
 from rs_d2.engine.configs import check_config, find_config, load_config
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, register_own_data, use_own_data
@@ -43,7 +43,10 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     check_config(cfg)
     notes += check_batch(cfg, world_size)
     notes += scale_solver(cfg, given)
-    check_datasets([*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
+    names = [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)]
+    check_datasets(names)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        check_num_classes(names, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise UserError("--eval-only: DATASETS.TEST is empty; name a data set, or give --val-json")
     check_weights(cfg, resume=args.resume, eval_only=args.eval_only)

@@ -10,7 +10,7 @@ from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from PIL import Image
 
-from rs_d2.data import builtin, check_datasets, register_builtin
+from rs_d2.data import builtin, check_datasets, check_num_classes, register_builtin
 from rs_d2.data.digits import digits_categories, make_digits
 from rs_d2.errors import UserError
 
@@ -123,3 +123,14 @@ def test_an_unknown_name_gives_the_nearest():
 def test_checking_a_file_needs_no_detectron2():
     code = "import sys; sys.modules['detectron2'] = None; import rs_d2.data.annotations"
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
+
+
+def test_a_model_with_another_number_of_classes_is_named(digits):
+    check_num_classes(NAMES, 30)
+    expected = "^MODEL.ROI_HEADS.NUM_CLASSES: 80, but data set digits_train has 30 classes$"
+    with pytest.raises(UserError, match=expected):
+        check_num_classes(NAMES, 80)
+
+
+def test_a_data_set_that_states_no_classes_is_passed_over():
+    check_num_classes(["nothing is known of this one"], 7)

@@ -41,8 +41,9 @@ def test_box_losses_pass_gradcheck_and_survive_empty_and_flat_boxes(name):
 
 def test_dice_of_half_precision_logits_is_computed_in_float32():
     logits, masks = torch.randn(2, 28, 28), torch.rand(2, 28, 28) > 0.5
-    assert dice_loss(logits.half(), masks).dtype == torch.float32
-    torch.testing.assert_close(dice_loss(logits.half(), masks), dice_loss(logits.half().float(), masks))
+    half = dice_loss(logits.half(), masks)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, dice_loss(logits.half().float(), masks))
 
 
 def test_dice_of_a_perfect_an_inverted_and_an_empty_mask():
