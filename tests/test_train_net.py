@@ -80,7 +80,8 @@ def test_a_wrong_key_or_value_is_named_in_one_line(arguments, culprit, config, c
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [
-        ([], "no data: give --config-file"),
+        ([], "DATASETS.TRAIN is empty: give --config-file or --train-json"),
+        (["--eval-only"], "DATASETS.TEST is empty: give --config-file or --val-json"),
         (["--config-file", "rs_mask_rcnn_lvs.yaml"], "did you mean rs_mask_rcnn_lvis.yaml?"),
         (["--num-gpus", "two"], "argument --num-gpus: invalid int value: 'two'"),
         (["--train-images", "images"], "--train-images needs --train-json"),

@@ -170,7 +170,7 @@ def _overlay(image: np.ndarray, objects: _Objects, class_names: Sequence[str]) -
         masks=objects.masks,
         labels=labels,
         assigned_colors=[palette[label % len(palette)] for label in objects.classes],
-        alpha=0.4,
+        alpha=0.3,
     )
     return drawn.get_image()
 

@@ -43,12 +43,7 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     check_config(cfg)
     notes += check_batch(cfg, world_size)
     notes += scale_solver(cfg, given)
-    names = [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)]
-    check_datasets(names)
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        check_num_classes(names, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    if args.eval_only and not cfg.DATASETS.TEST:
-        raise UserError("--eval-only: DATASETS.TEST is empty; name a data set, or give --val-json")
+    _check_data(cfg, args.eval_only)
     check_weights(cfg, resume=args.resume, eval_only=args.eval_only)
     _make_output_dir(cfg)
     cfg.freeze()
@@ -119,6 +114,17 @@ def _cpu_line(gpu_found: bool, num_processes: int) -> str:
     reason = "MODEL.DEVICE is cpu" if gpu_found else "no GPU found"
     crew = f" in {num_processes} processes that talk through gloo" if num_processes > 1 else ""
     return f"{reason}: running on the CPU{crew}"
+
+
+def _check_data(cfg: CfgNode, eval_only: bool) -> None:
+    if eval_only and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: give --config-file or --val-json (see --help)")
+    if not eval_only and not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: give --config-file or --train-json (see --help)")
+    names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_datasets(names)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        check_num_classes(names, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def _make_output_dir(cfg: CfgNode) -> None:

@@ -64,6 +64,19 @@ def test_the_test_loader_reads_every_image_once(cfg):
     assert len(names) == len(set(names)) == len(loader) == 6
 
 
+def test_augmented_results_stand_beside_the_plain_ones(cfg, monkeypatch):
+    def test(cls, cfg, model, evaluators=None):
+        return {"bbox": {"AP": 1.0 if evaluators is None else 2.0}}
+
+    monkeypatch.setattr("rs_d2.engine.trainer.DefaultTrainer.test", classmethod(test))
+    monkeypatch.setattr("rs_d2.engine.trainer.GeneralizedRCNNWithTTA", lambda cfg, model: model)
+    assert engine.RSTrainer.test(cfg, None) == {"bbox": {"AP": 1.0}}
+    cfg.defrost()
+    cfg.TEST.AUG.ENABLED = True
+    results = engine.RSTrainer.test(cfg, None)
+    assert results == {"bbox": {"AP": 1.0}, "bbox_TTA": {"AP": 2.0}}
+
+
 def test_a_bar_changes_nothing_of_what_is_read(monkeypatch, capsys):
     monkeypatch.setattr("rs_d2.engine.progress.is_live", lambda: True)
     assert list(LoaderWithBar([1, 2, 3], "numbers")) == [1, 2, 3]
