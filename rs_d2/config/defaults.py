@@ -107,7 +107,9 @@ def _add_training_keys(cfg: Any) -> None:
     # x 4 images). With another SOLVER.IMS_PER_BATCH the learning rate is scaled linearly and the
     # schedule keeps its number of epochs. 0: nothing is scaled.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
-    # sgd: Detectron2's; adamw: torch's AdamW with the same per-parameter settings.
+    # sgd: Detectron2's; adamw: torch's AdamW with the same per-parameter settings. With both,
+    # Detectron2's SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be full_model: the norm of all gradients
+    # together is clipped to CLIP_VALUE.
     cfg.SOLVER.OPTIMIZER = "sgd"
     # How RepeatFactorTrainingSampler makes an image's repeat factor whole. ceil: rounded up, as
     # published; stochastic: up with the probability of its fraction, Detectron2's way.

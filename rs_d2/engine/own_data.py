@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from rs_d2.data import CustomDataset, register_custom
 
@@ -37,6 +38,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
     leading = train or val
     if train is not None:
         cfg.DATASETS.TRAIN = (OWN_TRAIN,)
+        MetadataCatalog.get(OWN_TRAIN).num_images = train.num_images
     cfg.DATASETS.TEST = (OWN_VAL,) if val is not None else ()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(leading.thing_classes)
     if "TEST.EXPECTED_RESULTS" not in given:
@@ -50,6 +52,23 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
     elif cfg.MODEL.MASK_ON and val is not None and not val.has_masks:
         notes.append(f"{OWN_VAL} has objects without masks: only boxes are evaluated")
     return notes
+
+
+def count_epochs(cfg: CfgNode) -> list[str]:
+    """Say how often a schedule goes through the user's images: it was written for other data.
+
+    Returns:
+        A line for the log; empty where the training data is not the user's own.
+    """
+    if OWN_TRAIN not in cfg.DATASETS.TRAIN:
+        return []
+    num_images = MetadataCatalog.get(OWN_TRAIN).num_images
+    iterations, batch = cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
+    epochs = iterations * batch / num_images
+    return [
+        f"SOLVER.MAX_ITER: {iterations} iterations of {batch} images are {epochs:.1f} epochs of"
+        f" {OWN_TRAIN}"
+    ]
 
 
 def register_own_data(args: argparse.Namespace) -> dict[str, CustomDataset]:

@@ -17,7 +17,13 @@ from detectron2.utils.logger import setup_logger
 from rs_d2.data import check_datasets, check_num_classes
 from rs_d2.engine.checkpointer import check_weights
 from rs_d2.engine.configs import check_config, find_config, load_config
-from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, register_own_data, use_own_data
+from rs_d2.engine.own_data import (
+    OWN_TRAIN,
+    OWN_VAL,
+    count_epochs,
+    register_own_data,
+    use_own_data,
+)
 from rs_d2.engine.solver import check_batch, scale_solver
 from rs_d2.errors import UserError
 
@@ -43,6 +49,7 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     check_config(cfg)
     notes += check_batch(cfg, world_size)
     notes += scale_solver(cfg, given)
+    notes += [] if args.eval_only else count_epochs(cfg)
     _check_data(cfg, args.eval_only)
     check_weights(cfg, resume=args.resume, eval_only=args.eval_only)
     _make_output_dir(cfg)

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rs_d2 import add_rs_config
 from rs_d2.engine.configs import find_config, load_config
-from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, use_own_data
+from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, count_epochs, use_own_data
 from rs_d2.engine.setup import resolve_device
 from rs_d2.errors import UserError
 
@@ -108,6 +108,15 @@ def test_without_own_data_nothing_changes(cfg):
     before = cfg.clone()
     assert use_own_data(cfg, arguments(), ()) == []
     assert cfg == before
+
+
+def test_the_schedule_is_told_in_epochs_of_own_data(cfg):
+    assert count_epochs(cfg) == []
+    use_own_data(cfg, arguments(train_json=nuts("train"), train_images=images()), ())
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 90, 4
+    assert count_epochs(cfg) == [
+        "SOLVER.MAX_ITER: 90 iterations of 4 images are 30.0 epochs of own_train"
+    ]
 
 
 def test_classes_and_data_sets_come_from_the_json(cfg):
