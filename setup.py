@@ -29,8 +29,8 @@ setup(
     ],
     python_requires=">=3.10",
     # Detectron2 is not listed: it is published on no package index, so a requirement could not be
-    # met. Install it with tools/install_detectron2.py or from its repository; rs_d2 says so at
-    # import when it is missing.
+    # met. Install it with tools/install_detectron2.py or from its repository; train_net.py says so
+    # when it is missing.
     install_requires=[
         "torch>=2.1",
         "torchvision>=0.16",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import REPO
 
 DETECTRON2 = (
     "checkpoint",
@@ -93,3 +94,17 @@ def test_part_of_detectron2_imports_before_rs_d2(name, detectron2_imports):
 @pytest.mark.parametrize("name", PURE)
 def test_pure_half_imports_without_detectron2(name, pure_imports):
     assert pure_imports[name] == ""
+
+
+def test_a_detectron2_that_cannot_be_imported_is_one_line(tmp_path):
+    (tmp_path / "detectron2").mkdir()
+    broken = tmp_path / "detectron2" / "__init__.py"
+    broken.write_text("raise AttributeError('no LINEAR in PIL.Image')\n")
+    code = "import rs_d2.losses, train_net, sys; sys.exit(train_net.main(['--help']))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Detectron2 at ")
+    assert "no LINEAR in PIL.Image" in line

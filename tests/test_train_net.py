@@ -84,6 +84,8 @@ def test_a_wrong_key_or_value_is_named_in_one_line(arguments, culprit, config, c
         (["--eval-only"], "DATASETS.TEST is empty: give --config-file or --val-json"),
         (["--config-file", "rs_mask_rcnn_lvs.yaml"], "did you mean rs_mask_rcnn_lvis.yaml?"),
         (["--num-gpus", "two"], "argument --num-gpus: invalid int value: 'two'"),
+        (["--num-gpus", "0"], "--num-gpus: 0 is not at least 1"),
+        (["--num-machines", "0"], "--num-machines: 0 is not at least 1"),
         (["--train-images", "images"], "--train-images needs --train-json"),
         (["--val-json", "val.json"], "--val-json needs --train-json"),
         (["--train-json", "missing.json"], "missing.json"),
@@ -111,6 +113,12 @@ def test_a_broken_config_file_is_named_in_one_line(text, culprit, tmp_path, capf
     line = error_line(capfd)
     assert culprit in line
     assert "broken.yaml" in line
+
+
+def test_a_class_count_that_the_json_contradicts_is_named(config, blank, capfd):
+    data = own_data(blank / "boxes.json")
+    assert run("--config-file", config, *data, "MODEL.ROI_HEADS.NUM_CLASSES", "77") == 2
+    assert "MODEL.ROI_HEADS.NUM_CLASSES: 77, but own_train has" in error_line(capfd)
 
 
 def test_several_processes_need_a_batch_they_can_share(config, blank, capfd):

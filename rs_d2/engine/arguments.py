@@ -69,6 +69,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--val-images needs --val-json")
     if args.val_json and not args.train_json and not args.eval_only:
         raise UserError("--val-json needs --train-json, or --eval-only")
+    for name in ("num_gpus", "num_machines"):
+        if getattr(args, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option}: {getattr(args, name)} is not at least 1")
     late = next((word for word in args.opts if word.startswith("--")), None)
     if late is not None:
         raise UserError(f"{late} must stand before the KEY VALUE pairs")

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from rs_d2.data import CustomDataset, register_custom
+from rs_d2.errors import UserError
 
 OWN_TRAIN, OWN_VAL = "own_train", "own_val"
 
@@ -40,7 +41,14 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
         cfg.DATASETS.TRAIN = (OWN_TRAIN,)
         MetadataCatalog.get(OWN_TRAIN).num_images = train.num_images
     cfg.DATASETS.TEST = (OWN_VAL,) if val is not None else ()
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(leading.thing_classes)
+    num_classes = len(leading.thing_classes)
+    stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if "MODEL.ROI_HEADS.NUM_CLASSES" in given and stated != num_classes:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES: {stated}, but {leading.name} has {num_classes} classes;"
+            " leave the key out, it is set from the json"
+        )
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
     if "TEST.EXPECTED_RESULTS" not in given:
         cfg.TEST.EXPECTED_RESULTS = []
     notes = [_describe(dataset) for dataset in datasets.values()]

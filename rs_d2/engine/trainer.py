@@ -143,7 +143,16 @@ class RSTrainer(DefaultTrainer):
         """
         try:
             dataset_dicts = get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=(
+                    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+                    if cfg.MODEL.KEYPOINT_ON
+                    else 0
+                ),
+                proposal_files=(
+                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                ),
             )
         except AssertionError as error:
             raise UserError(f"DATASETS.TRAIN: {error}") from error
@@ -151,6 +160,8 @@ class RSTrainer(DefaultTrainer):
         try:
             return build_detection_train_loader(cfg, dataset=dataset_dicts, sampler=sampler)
         except ValueError as error:
+            if "sampler" not in str(error):
+                raise
             raise UserError(f"DATALOADER.SAMPLER_TRAIN: {error}") from error
 
     @classmethod

@@ -4,10 +4,10 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from rs_d2.balancing import ValueBalancer
-from rs_d2.criterion import MaskCriterion
 from rs_d2.losses.mask import dice_loss
 from rs_d2.losses.regression import giou_loss
 from rs_d2.modeling import RSFastRCNNOutputLayers
@@ -116,15 +116,28 @@ def test_parts_of_the_box_loss():
     close(ValueBalancer()(box_loss, torch.tensor(0.591346)), 0.591346)
 
 
-def test_mask_head(box_case):
-    logits = torch.tensor([[[2.0, -1.0], [0.5, 0.0]], [[-1.0, 3.0], [1.0, -2.0]]])
-    gt_masks = torch.tensor([[[1, 0], [1, 0]], [[0, 1], [1, 1]]])
-    close(1 - dice_loss(logits, gt_masks), [0.862553, 0.796236])
-    weights = torch.tensor([0.710949, 0.645656])
-    loss = MaskCriterion(dice_loss, use_weights=True)(logits, gt_masks, weights)
+def test_mask_head(mask_cfg):
+    """Two positives of classes 1 and 0 whose 2 x 2 masks are known, through the head itself."""
+    head = build_mask_head(mask_cfg, ShapeSpec(channels=4, width=1, height=1)).train()
+    logits = torch.zeros(2, 3, 2, 2)
+    logits[0, 1] = torch.tensor([[2.0, -1.0], [0.5, 0.0]])
+    logits[1, 0] = torch.tensor([[-1.0, 3.0], [1.0, -2.0]])
+    head.layers = lambda x: logits
+    gt_masks = torch.tensor([[[1, 0], [1, 0]], [[0, 1], [1, 1]]], dtype=torch.bool)
+    instances = Instances(
+        (2, 2),
+        proposal_boxes=Boxes(torch.tensor([[0.0, 0, 2, 2]] * 2)),
+        gt_classes=torch.tensor([1, 0]),
+        gt_masks=BitMasks(gt_masks),
+        loss_weight=torch.tensor([0.710949, 0.645656]),
+    )
+    close(1 - dice_loss(torch.stack([logits[0, 1], logits[1, 0]]), gt_masks), [0.862553, 0.796236])
+    loss = head(None, [instances])["loss_mask"]
     balanced = ValueBalancer()(loss, torch.tensor(0.591346))
     close(balanced, 0.591346)
     assert (balanced / loss).item() == pytest.approx(3.498893, abs=2e-4)
+    instances.loss_weight = instances.loss_weight.flip(0)  # weights of the wrong instance
+    assert head(None, [instances])["loss_mask"] != loss
 
 
 def test_masks_are_cropped_from_bitmaps_at_one_half():

@@ -5,8 +5,10 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from rs_d2.errors import UserError
 from rs_d2.modeling import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.roi_heads import limit_foreground
 
@@ -153,6 +155,59 @@ def test_every_proposal_and_every_object_enters_the_box_head(mask_cfg, event_sto
 def test_mask_loss_has_the_value_of_the_box_heads_ranking(mask_cfg):
     losses = build_model(mask_cfg).train()([image((96, 128), [[10, 10, 60, 60]])])
     torch.testing.assert_close(losses["loss_mask"], losses["loss_rank"] + losses["loss_sort"])
+
+
+@pytest.fixture
+def roi_heads(mask_cfg):
+    def build(min_iou):
+        mask_cfg.MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU = min_iou
+        shapes = {f"p{level}": ShapeSpec(channels=4, stride=2**level) for level in range(2, 6)}
+        return build_roi_heads(mask_cfg, shapes)
+
+    return build
+
+
+@pytest.mark.parametrize(("min_iou", "owner_of_the_shared_proposal"), [(0.5, 1), (1.0, 0)])
+def test_an_object_claims_its_best_proposal_from_another(
+    roi_heads, min_iou, owner_of_the_shared_proposal
+):
+    """The proposal has IoU 0.89 with object 0 and 0.8 with object 1, whose best one it is."""
+    targets = objects((99, 99), [[0, 0, 10, 18], [0, 0, 10, 25]], [0, 1])
+    proposals = Instances((99, 99), proposal_boxes=Boxes(torch.tensor([[0.0, 0, 10, 20]])))
+    proposals.objectness_logits = torch.zeros(1)
+    heads = roi_heads(min_iou)
+    (labelled,) = heads.label_and_sample_proposals([proposals], [targets])
+    assert labelled.gt_classes.tolist() == [owner_of_the_shared_proposal, 0, 1]
+    assert torch.equal(labelled.gt_boxes.tensor[1:], targets.gt_boxes.tensor)
+    assert torch.equal(labelled.proposal_boxes.tensor[1:], targets.gt_boxes.tensor)
+
+
+def test_proposals_share_the_masks_of_their_image(roi_heads):
+    targets = image((99, 99), [[0, 0, 10, 20], [30, 30, 60, 70]], [0, 1])["instances"]
+    proposals = Instances((99, 99), proposal_boxes=Boxes(torch.rand(500, 4).cumsum(1) * 30))
+    proposals.objectness_logits = torch.zeros(500)
+    (labelled,) = roi_heads(1.0).label_and_sample_proposals([proposals], [targets])
+    assert labelled.gt_masks._masks is targets.gt_masks
+    own = labelled[torch.tensor([501, 500])]
+    crops = own.gt_masks.crop_and_resize(own.proposal_boxes.tensor, 7)
+    assert crops.shape == (2, 7, 7)
+    assert crops.all()
+
+
+def test_a_training_step_in_bfloat16_has_float32_losses(mask_cfg):
+    model = build_model(mask_cfg).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([image((96, 128), [[10, 10, 60, 60]]), image((96, 128), [])])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_the_mask_head_under_other_roi_heads_is_one_line(mask_cfg):
+    mask_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    model = build_model(mask_cfg).train()
+    with pytest.raises(UserError, match="RSROIHeads"):
+        model([image((96, 128), [[10, 10, 60, 60]])])
 
 
 def test_the_mask_heads_cap_keeps_weights_and_masks_of_the_same_positives():

@@ -12,10 +12,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 from rs_d2.criterion import MaskCriterion
+from rs_d2.errors import UserError
 from rs_d2.modeling.build import build_mask_criterion
 
 
@@ -42,11 +43,38 @@ class RSMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         """``{"loss_mask": ...}`` in training, the instances with ``pred_masks`` otherwise."""
         if not self.training:
             return super().forward(x, instances)
+        if not all(i.has("loss_weight") for i in instances):
+            raise UserError(
+                "MODEL.ROI_MASK_HEAD.NAME: RSMaskRCNNConvUpsampleHead needs the weights that "
+                "MODEL.ROI_HEADS.NAME RSROIHeads gives to its positives"
+            )
         mask_logits = self.layers(x)
         logits = _own_class(mask_logits, cat([i.gt_classes for i in instances]))
         gt_masks = _gt_masks(instances, mask_logits.shape[-1]).to(logits.device)
         weights = cat([i.loss_weight for i in instances])
         return {"loss_mask": self.criterion(logits, gt_masks, weights) * self.loss_weight}
+
+
+class MaskRows:
+    """Rows of an image's ground-truth masks, by index, copied only when they are cropped.
+
+    Without a sampler every proposal keeps its object, and a bitmap each would fill the memory: a
+    gigabyte for an image of 800 x 1333 pixels.
+    """
+
+    def __init__(self, masks: BitMasks | PolygonMasks, index: Tensor) -> None:
+        self._masks = masks
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: Any) -> MaskRows:
+        return MaskRows(self._masks, self._index[item])
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """Each row's mask inside its box (XYXY, pixels): bool [P, S, S], S = ``mask_size``."""
+        return self._masks[self._index].crop_and_resize(boxes, mask_size)
 
 
 def _own_class(mask_logits: Tensor, classes: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from rs_d2._compat import put_scalar
 from rs_d2.balancing import BALANCERS
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
+from rs_d2.modeling.roi_heads.mask_head import MaskRows
 from rs_d2.targets.matching import match_by_iou
 
 _CLASSIFICATION_LOSSES = ("loss_rank", "loss_sort", "loss_cls")
@@ -78,16 +81,49 @@ class RSROIHeads(StandardROIHeads):
             losses["loss_mask"] = self.mask_balancer(losses["loss_mask"], reference)
         return instances, losses
 
-    def _sample_proposals(
-        self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """Label all proposals, and add the ground-truth boxes as positives of their own.
+
+        Args:
+            proposals: N instances with ``proposal_boxes``.
+            targets: N instances with ``gt_boxes``, ``gt_classes`` and further ``gt_*`` fields.
+
+        Returns:
+            N instances with ``gt_classes`` (K is the background) and, for images with objects,
+            every ``gt_*`` field of the object that each proposal belongs to.
+        """
         if self.sampler == "random":
-            return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
-        everything = torch.arange(len(matched_idxs), device=matched_idxs.device)
-        if len(gt_classes) == 0:
-            return everything, torch.full_like(everything, self.num_classes)
-        classes = gt_classes[matched_idxs].masked_fill(matched_labels == 0, self.num_classes)
-        return everything, classes.masked_fill(matched_labels == -1, -1)
+            return super().label_and_sample_proposals(proposals, targets)
+        labelled = [self._label(p, t) for p, t in zip(proposals, targets, strict=True)]
+        background = sum((i.gt_classes == self.num_classes).sum() for i in labelled)
+        everything = sum(len(i) for i in labelled)
+        put_scalar("roi_head/num_fg_samples", (everything - background) / len(labelled))
+        put_scalar("roi_head/num_bg_samples", background / len(labelled))
+        return labelled
+
+    def _label(self, proposals: Instances, targets: Instances) -> Instances:
+        # Matched before the ground truths join: each would overlap its own copy most, and a
+        # claim on the best proposal (LOW_QUALITY_MIN_IOU) could not be made.
+        iou = pairwise_iou(targets.gt_boxes, proposals.proposal_boxes)
+        index, label = self.proposal_matcher(iou)
+        if self.proposal_append_gt:
+            (proposals,) = add_ground_truth_to_proposals([targets], [proposals])
+            own = torch.arange(len(targets), device=index.device)
+            index, label = torch.cat([index, own]), torch.cat([label, label.new_ones(len(own))])
+        if len(targets) == 0:
+            proposals.gt_classes = torch.full_like(index, self.num_classes)
+            return proposals
+        classes = targets.gt_classes[index].masked_fill(label == 0, self.num_classes)
+        proposals.gt_classes = classes.masked_fill(label == -1, -1)
+        for name, value in targets.get_fields().items():
+            if name == "gt_masks":
+                proposals.gt_masks = MaskRows(value, index)
+            elif name.startswith("gt_") and name != "gt_classes":
+                proposals.set(name, value[index])
+        return proposals
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         if self.training and self.mask_on:
