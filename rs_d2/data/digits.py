@@ -82,9 +82,15 @@ def digits_categories() -> list[dict[str, Any]]:
 
 
 def find_digits(root: str | Path) -> DigitsFiles | None:
-    """The files of a complete set in ``root``, whatever its parameters; None without one."""
+    """The files of a complete set in ``root``, whatever its parameters.
+
+    None without one, also where an older version of this module made it.
+    """
     root = Path(root)
-    if not (root / "made.json").is_file():
+    try:
+        if json.loads((root / "made.json").read_text())["format"] != FORMAT:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return DigitsFiles(str(root / "train.json"), str(root / "val.json"), f"{root}/")
 

@@ -242,3 +242,13 @@ def test_the_command_makes_the_set_and_says_where(tmp_path, capsys):
 def test_the_command_reports_a_mistake_in_one_line(tmp_path, capsys):
     assert run_cli(["--output", str(tmp_path / "set"), "--size", "8"]) == 2
     assert capsys.readouterr().err == "error: digits set: size is 8, must be at least 96\n"
+
+
+def test_a_set_of_an_older_version_does_not_count(tmp_path):
+    make_digits(tmp_path / "digits", num_train=10, num_val=10, size=96, progress=False)
+    made = tmp_path / "digits" / "made.json"
+    assert find_digits(tmp_path / "digits") is not None
+    made.write_text(json.dumps(read(made) | {"format": digits.FORMAT - 1}))
+    assert find_digits(tmp_path / "digits") is None
+    made.write_text("not json")
+    assert find_digits(tmp_path / "digits") is None
