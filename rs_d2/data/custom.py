@@ -48,7 +48,7 @@ def register_custom(
 
     The metadata has `json_file` (completed for evaluation where needed, so not always the given
     one), `image_root`, `evaluator_type`, `thing_classes`, `thing_dataset_id_to_contiguous_id`,
-    `has_masks` and, in the LVIS form, `frequencies`.
+    `has_masks`, `num_images` and, in the LVIS form, `frequencies`.
 
     Args:
         name: name for the catalogs.
@@ -77,6 +77,7 @@ def register_custom(
         "thing_classes": list(dataset.thing_classes),
         "thing_dataset_id_to_contiguous_id": id_map,
         "has_masks": file.has_masks,
+        "num_images": dataset.num_images,
     }
     if dataset.frequencies is not None:
         metadata["frequencies"] = list(dataset.frequencies)

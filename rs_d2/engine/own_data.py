@@ -39,7 +39,6 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
     leading = train or val
     if train is not None:
         cfg.DATASETS.TRAIN = (OWN_TRAIN,)
-        MetadataCatalog.get(OWN_TRAIN).num_images = train.num_images
     cfg.DATASETS.TEST = (OWN_VAL,) if val is not None else ()
     num_classes = len(leading.thing_classes)
     stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES

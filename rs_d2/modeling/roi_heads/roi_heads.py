@@ -21,7 +21,7 @@ from rs_d2._compat import put_scalar
 from rs_d2.balancing import BALANCERS
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.mask_head import MaskRows
-from rs_d2.targets.matching import match_by_iou
+from rs_d2.targets.matching import foreground_index, match_by_iou
 
 _CLASSIFICATION_LOSSES = ("loss_rank", "loss_sort", "loss_cls")
 
@@ -145,11 +145,11 @@ def limit_foreground(instances: list[Instances], num_classes: int, maximum: int)
         The input where it has no more positives; otherwise the drawn positives of each image in
         their original order.
     """
-    foreground = [(i.gt_classes >= 0) & (i.gt_classes < num_classes) for i in instances]
-    positives = torch.cat(foreground).nonzero().squeeze(1)
+    classes = torch.cat([i.gt_classes for i in instances])
+    positives = foreground_index(classes, num_classes)
     if len(positives) <= maximum:
         return instances
     chosen = positives[torch.randperm(len(positives), device=positives.device)[:maximum]]
-    keep = torch.zeros_like(torch.cat(foreground)).index_fill_(0, chosen, True)
+    keep = torch.zeros_like(classes, dtype=torch.bool).index_fill_(0, chosen, True)
     parts = keep.split([len(i) for i in instances])
     return [i[part] for i, part in zip(instances, parts, strict=True)]
