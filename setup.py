@@ -32,8 +32,8 @@ setup(
     # met. Install it with tools/install_detectron2.py or from its repository; train_net.py says so
     # when it is missing.
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.4",
+        "torchvision>=0.19",
         "numpy>=1.26,<3",
         "Pillow>=10",
         "fvcore>=0.1.5,<0.1.6",

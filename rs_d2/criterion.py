@@ -74,8 +74,12 @@ class RankSortCriterion(nn.Module):
             Losses, weights and reference; all losses are zeros attached to the graph where P = 0.
         """
         positives = foreground_index(gt_classes, self.num_classes)
-        targets = self._targets(logits, gt_classes, positives, pred_boxes, gt_boxes)
-        ranking, sorting = rank_sort_loss(logits.flatten(), targets.flatten(), self.delta)
+        quality = self.label_function(pred_boxes, gt_boxes)
+        # A diverged box has no quality: the losses become NaN, which training reports by name.
+        poison = 0 * quality.sum()
+        targets = self._targets(logits, gt_classes, positives, quality.nan_to_num(1.0))
+        losses = rank_sort_loss(logits.flatten(), targets.flatten(), self.delta)
+        ranking, sorting = (loss + poison for loss in losses)
         reference = (ranking + sorting).detach()
         weights = self.weight_function(logits[positives], pred_boxes, gt_boxes)
         box = weighted_mean(self.box_loss(pred_boxes, gt_boxes), weights)
@@ -87,14 +91,12 @@ class RankSortCriterion(nn.Module):
         logits: Tensor,
         gt_classes: Tensor,
         positives: Tensor,
-        pred_boxes: Tensor,
-        gt_boxes: Tensor,
+        quality: Tensor,
     ) -> Tensor:
         """[R, K]: quality at a positive's class, 0 elsewhere, -1 in the rows that are ignored."""
         targets = torch.zeros_like(logits, dtype=torch.float32)
         targets.masked_fill_((gt_classes < 0)[:, None], -1.0)
-        quality = self.label_function(pred_boxes, gt_boxes).to(targets.dtype)
-        targets[positives, gt_classes[positives]] = quality
+        targets[positives, gt_classes[positives]] = quality.to(targets.dtype)
         return targets
 
 

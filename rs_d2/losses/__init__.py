@@ -1,5 +1,7 @@
 """Losses as typed functions of tensors; nothing here knows Detectron2."""
 
+from rs_d2.losses.alrp import ALRPLoss, alrp_loss
+from rs_d2.losses.ap import average_precision_loss
 from rs_d2.losses.rank_sort import RankSortLoss, rank_sort_loss
 
-__all__ = ["RankSortLoss", "rank_sort_loss"]
+__all__ = ["ALRPLoss", "RankSortLoss", "alrp_loss", "average_precision_loss", "rank_sort_loss"]

@@ -1,12 +1,16 @@
-"""Exact sums of the smoothed step over positives and negatives, shared by the ranking losses.
+"""Exact sums of the smoothed step over positives and negatives: the core of the ranking losses.
 
-Shapes: ``P`` positives, ``N`` negatives. Scores are logits; everything of size P is float64.
+Shapes: ``P`` positives, ``N`` candidates, ``E`` edges. Everything of size P or E is float64.
 
 The smoothed step is ``H(x) = clamp(x / (2 delta) + 1/2, 0, 1)``; at ``delta = 0`` it is 1 where
 ``x >= 0``. Seen from a positive with logit ``s_i``, ``H(x - s_i)`` is 0 below its window
 ``[s_i - delta, s_i + delta]``, 1 above it and linear inside. A sum over the negatives is therefore
-piecewise linear between the 2P window ends: the number of negatives and the sum of their logits in
+piecewise linear between the 2P window ends: the number of negatives and the sum of their places in
 each of the 2P + 1 buckets give it exactly, without a loop over positives and without a P x N table.
+
+Sums use places instead of logits: the same axis with every stretch that no window covers cut to a
+width of 2 delta. Differences inside a window stay what they are, and no logit, however large, can
+drown the sums of the others in rounding.
 """
 
 from __future__ import annotations
@@ -16,184 +20,148 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_NEGATIVES_PER_CHUNK = 1 << 16  # keeps the float64 temporaries of a chunk in the CPU's cache
-_RELATIONS_PER_CHUNK = 1 << 20  # elements of one block of the P x P relations: 8 MB in float64
+from rs_d2.losses._paths import takes_cpu_path
 
 
 class Windows(NamedTuple):
-    """The 2P ends of the positives' windows and where each positive's own ends lie among them.
+    """The ends of the positives' windows, and where each positive's own window lies among them.
 
-    ``edges`` (float64, ascending) holds ``s_i - delta`` and ``s_i + delta`` of every positive (just
-    ``s_i`` at ``delta = 0``). A negative lies in bucket ``b`` = number of edges not above it;
-    bucket 0 is below every window and matters to nobody. ``low`` and ``high`` (int64, [P]) are the
-    numbers of edges up to and including each positive's own lower and upper end.
+    ``edges``: [E], ascending, ``s_i - delta`` and ``s_i + delta`` of every positive (just ``s_i``
+    at delta 0). A logit lies in bucket ``b`` = number of edges not above it; bucket 0 is below
+    every window and matters to nobody. ``places``: [E], the edges' places on the shortened axis.
+    ``low``, ``high``: int64 [P], number of edges up to and including the own lower and upper end.
+    ``widths``: [E], in places, of the bucket above each edge; 0 for the last. ``origin``: [P], the
+    place of the own lower end. ``delta``: half width, in logits.
     """
 
     edges: Tensor
+    places: Tensor
+    widths: Tensor
     low: Tensor
     high: Tensor
+    origin: Tensor
+    delta: float
 
 
-class NegativeSums(NamedTuple):
-    """Per bucket, cumulated from the top: how many negatives, and the sum of their logits.
+class BucketSums(NamedTuple):
+    """Per bucket, cumulated from the top: total weight, and total of weight times place.
 
-    Cumulating from the top keeps the sums of the highest positives, where few negatives count,
-    free of cancellation and exactly 0 where there are none. Both float64, [len(edges) + 2]; the
-    last entry is 0.
+    Cumulating from the top keeps the sums of the highest positives, where little counts, free of
+    cancellation and exactly 0 where there is nothing. Both [..., E + 2]; the last entry is 0.
     """
 
-    count: Tensor
-    total: Tensor
+    weight: Tensor
+    moment: Tensor
 
 
-class SortingTerms(NamedTuple):
-    """Positive-against-positive quantities, all float64 [P] (paper's symbols in brackets).
+class Line(NamedTuple):
+    """A piecewise linear function of the logit: ``slope[b] * x + intercept[b]``, both [E + 1]."""
 
-    ``rank_among_positives``: ``sum_k H(s_k - s_i)``, itself included;
-    ``error``: current minus target sorting error (``l_S(i) - l*_S(i)``); ``gradient``: of the mean
-    sorting error in the positives' logits.
-    """
-
-    rank_among_positives: Tensor
-    error: Tensor
-    gradient: Tensor
+    slope: Tensor
+    intercept: Tensor
 
 
 def smoothed_step(x: Tensor, delta: float) -> Tensor:
     """``H(x)``: 0 below ``-delta``, 1 above ``delta``, linear between; delta 0: 1 where x >= 0."""
     if delta == 0:
         return (x >= 0).to(x.dtype)
-    return (x / (2 * delta) + 0.5).clamp_(0, 1)
+    return (x / (2 * delta)).add_(0.5).clamp_(0, 1)
 
 
 def make_windows(positives: Tensor, delta: float) -> Windows:
-    """Sort the ends of the positives' windows (``positives``: float64 [P], P >= 1)."""
-    lower, upper = positives - delta, positives + delta
-    edges = positives if delta == 0 else torch.cat([lower, upper])
-    edges = edges.sort().values
-    return Windows(
-        edges,
-        torch.searchsorted(edges, lower, right=True),
-        torch.searchsorted(edges, upper, right=True),
-    )
+    """Sort the ends of the positives' windows (``positives``: finite logits [P], P >= 1)."""
+    ends = positives[None] if delta == 0 else torch.stack([positives - delta, positives + delta])
+    edges = ends.flatten().sort().values
+    upto = torch.searchsorted(edges, ends, right=True)
+    gaps = torch.nn.functional.pad(edges.diff(), (1, 1)).clamp_(max=2 * delta)
+    places = scan(gaps[:-1])
+    return Windows(edges, places, gaps[1:], upto[0], upto[-1], places[upto[0] - 1], delta)
 
 
-def sum_negatives(negatives: Tensor, windows: Windows) -> NegativeSums:
-    """Count and sum the negatives per bucket.
-
-    Logits are clamped to the range of the edges before they are summed: nothing changes, since
-    every window ends there, and one logit at 1e38 cannot wipe out the sums of the others.
-    """
-    edges = windows.edges
-    buckets = len(edges) + 1
-    count = edges.new_zeros(buckets)
-    total = edges.new_zeros(buckets)
-    for chunk in _chunks(negatives):
-        clamped, bucket = _locate(chunk, edges)
-        count += torch.bincount(bucket, minlength=buckets)
-        total += torch.bincount(bucket, weights=clamped, minlength=buckets)
-    return NegativeSums(_cumulate_from_top(count), _cumulate_from_top(total))
-
-
-def count_false_positives(
-    positives: Tensor, windows: Windows, sums: NegativeSums, delta: float
-) -> Tensor:
-    """``F(i) = sum over negatives n of H(s_n - s_i)``, float64 [P], at least 0."""
-    low, high = windows.low, windows.high
-    above = sums.count[high]
-    if delta == 0:
-        return sums.count[low]
-    inside = sums.count[low] - above
-    ramp = sums.total[low] - sums.total[high] - inside * (positives - delta)
-    # The exact ramp lies in [0, inside]; rounding must not push it out.
-    return above + (ramp / (2 * delta)).clamp_(min=0).minimum(inside)
-
-
-def spread_over_negatives(
-    negatives: Tensor, positives: Tensor, weights: Tensor, windows: Windows, delta: float
-) -> Tensor:
-    """``g(x) = sum over positives i of w_i H(x - s_i)`` for every negative logit ``x``.
+def sum_other_positives(scores: Tensor, weights: Tensor, windows: Windows) -> Tensor:
+    """``sum of w_j H(s_j - s_i)`` over the positives j other than i, at least 0.
 
     Args:
-        negatives: logits [N], any float dtype.
-        positives: logits [P], float64.
-        weights: ``w_i`` [P], float64, not negative.
+        scores: the positives' logits [P], finite.
+        weights: [P] or, for several sums at once, [W, P]; not negative.
         windows: of the same positives.
-        delta: half width of the ramp, in logits.
 
     Returns:
-        float64 chunks joined in the negatives' dtype, [N], not negative.
+        The weights' shape.
     """
-    slope, intercept = _piecewise_line(positives, weights, windows, delta)
-    parts = []
-    for chunk in _chunks(negatives):
-        clamped, bucket = _locate(chunk, windows.edges)
-        line = torch.addcmul(intercept[bucket], slope[bucket], clamped)
-        parts.append(line.clamp_(min=0).to(negatives.dtype))
-    return torch.cat(parts) if parts else torch.zeros_like(negatives)
+    edge = torch.searchsorted(windows.edges, scores, right=True) - 1
+    place = windows.places[edge] + (scores - windows.edges[edge])
+    per_bucket = weights.new_zeros(2, *weights.shape[:-1], len(windows.edges) + 1)
+    per_bucket.index_add_(-1, edge + 1, torch.stack([weights, weights * place]))
+    # A window without width (delta 0, or logits too large for delta to show) counts its own as 1.
+    own = torch.where(windows.low == windows.high, 1.0, 0.5) * weights
+    return (sum_steps(cumulate_from_top(per_bucket), windows) - own).clamp_(min=0)
 
 
-def compare_positives(positives: Tensor, labels: Tensor, delta: float, eps: float) -> SortingTerms:
-    """Everything that positives owe each other: their ranks and the sorting error.
+def cumulate_from_top(per_bucket: Tensor) -> BucketSums:
+    """Weights and moments of the buckets, [2, ..., E + 1], summed from the highest bucket down."""
+    from_top = scan_(per_bucket.flip(-1), -1).flip(-1)
+    return BucketSums(*torch.nn.functional.pad(from_top, (0, 1)))
 
-    With ``M_i, B_i`` the sums of ``H(s_j - s_i)`` and ``H(s_j - s_i)(1 - y_j)`` over the positives
-    of lower label, ``A_i`` the second over all positives and ``R_i`` the rank, the sorting error is
-    ``v_i M_i`` with ``v_i = (B_i / M_i - (A_i - B_i) / (R_i - M_i)) / R_i``: the current minus the
-    target error without the difference of two nearly equal means.
+
+def sum_steps(sums: BucketSums, windows: Windows) -> Tensor:
+    """``sum_n w_n H(s_n - s_i)`` over what was summed, for every positive i, [..., P]; >= 0."""
+    above = sums.weight[..., windows.high]
+    if windows.delta == 0:
+        return above
+    inside = sums.weight[..., windows.low] - above
+    moment = sums.moment[..., windows.low] - sums.moment[..., windows.high]
+    moment -= inside * windows.origin
+    # The exact ramp lies in [0, inside]; rounding must not push it out.
+    return above + (moment / (2 * windows.delta)).clamp_(min=0).minimum(inside)
+
+
+def spread_line(weights: Tensor, windows: Windows) -> Line:
+    """``g(x) = sum over positives i of w_i H(x - s_i)`` as a function of a negative's logit x.
 
     Args:
-        positives: logits [P], float64.
-        labels: localisation quality [P], float64, in (0, 1].
-        delta: half width of the ramp, in logits.
-        eps: a positive whose ``M_i`` is not above it has no sorting error.
+        weights: ``w_i`` [P], not negative.
+        windows: of the same positives.
+
+    Returns:
+        Slope and intercept per bucket. Clamp the logits to the edges' range and the result to be
+        at least 0.
     """
-    num = len(positives)
-    rank, error, gradient = (torch.zeros_like(positives) for _ in range(3))
-    shortfall = 1 - labels
-    rows_per_chunk = max(1, _RELATIONS_PER_CHUNK // num)
-    for start in range(0, num, rows_per_chunk):
-        rows = slice(start, start + rows_per_chunk)
-        relation = smoothed_step(positives - positives[rows, None], delta)  # [rows, P]
-        r, a = relation.sum(1), relation @ shortfall
-        missorted = relation * (labels < labels[rows, None])
-        m, b = missorted.sum(1), missorted @ shortfall
-        has_error = m > eps
-        v = (b / m.where(has_error, 1.0) - (a - b) / (r - m)) / r
-        v = v.where(has_error, 0.0)
-        rank[rows], error[rows] = r, v * m
-        gradient += v @ missorted
-    return SortingTerms(rank, error, (gradient - error) / num)
+    buckets = len(windows.edges) + 1
+    steps = weights.new_zeros(3, buckets)
+    if windows.delta == 0:
+        steps[1].index_add_(0, windows.low, weights)
+        return Line(*scan_(steps, -1)[:2])
+    rise = weights / (2 * windows.delta)
+    drop = rise * windows.origin
+    open_window = torch.ones_like(rise)
+    steps.index_add_(1, windows.low, torch.stack([rise, -drop, open_window]))
+    steps.index_add_(1, windows.high, torch.stack([-rise, weights + drop, -open_window]))
+    slope, intercept, open_windows = scan_(steps, -1)
+    slope = slope * (open_windows > 0.5)  # rounding leaves no slope outside the windows
+    start = windows.places - windows.edges  # places = logits + start, within the bucket above
+    intercept[1:] += slope[1:] * start
+    return Line(slope, intercept)
 
 
-def _chunks(negatives: Tensor) -> tuple[Tensor, ...]:
-    if len(negatives) == 0:
-        return ()
-    return negatives.split(_NEGATIVES_PER_CHUNK if negatives.is_cpu else len(negatives))
+def scan(values: Tensor) -> Tensor:
+    """Cumulated sums along the last dimension; repeatable to the bit where that is asked for."""
+    return scan_(values.clone(), -1)
 
 
-def _locate(chunk: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """The chunk in float64, clamped to the edges' range, and the bucket of each element."""
-    exact = chunk.double()
-    return exact.clamp(edges[0], edges[-1]), torch.bucketize(exact, edges, right=True)
+def scan_(values: Tensor, dim: int) -> Tensor:
+    """:func:`scan` in place, along ``dim``."""
+    if torch.are_deterministic_algorithms_enabled() and not takes_cpu_path(values):
+        return values.copy_(fixed_point_scan(values, dim))
+    return values.cumsum_(dim)
 
 
-def _cumulate_from_top(per_bucket: Tensor) -> Tensor:
-    from_top = per_bucket.flip(0).cumsum(0).flip(0)
-    return torch.cat([from_top, from_top.new_zeros(1)])
+def fixed_point_scan(values: Tensor, dim: int = -1) -> Tensor:
+    """Cumulated sums in 64-bit integers, which have one result in any order of summation.
 
-
-def _piecewise_line(
-    positives: Tensor, weights: Tensor, windows: Windows, delta: float
-) -> tuple[Tensor, Tensor]:
-    """Slope and intercept of ``sum_i w_i H(x - s_i)`` in each bucket."""
-    slope_step = torch.zeros(len(windows.edges) + 1, dtype=torch.float64, device=positives.device)
-    intercept_step = torch.zeros_like(slope_step)
-    if delta == 0:
-        intercept_step.index_add_(0, windows.low, weights)
-        return slope_step, intercept_step.cumsum(0)
-    rise = weights / (2 * delta)
-    offset = rise * (delta - positives)
-    slope_step.index_add_(0, windows.low, rise).index_add_(0, windows.high, -rise)
-    intercept_step.index_add_(0, windows.low, offset)
-    intercept_step.index_add_(0, windows.high, weights - offset)
-    return slope_step.cumsum(0), intercept_step.cumsum(0)
+    The values are scaled, row by row, by the largest power of two at which no sum can overflow.
+    """
+    bound = values.abs().amax(dim, keepdim=True) * values.shape[dim]
+    exponent = torch.frexp(bound).exponent.clamp(min=-900)  # a row of zeros must not overflow
+    scale = torch.ldexp(torch.ones_like(bound), 62 - exponent)
+    return (values * scale).round_().long().cumsum(dim).double() / scale

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rs_d2.losses import _ranking
+from rs_d2.losses._error_driven import (
+    blank_terms,
+    error_driven,
+    open_batch,
+    place_gradient,
+    working_precision,
+)
+from rs_d2.losses._inputs import check_arguments, survey
+from rs_d2.losses._ranking import sum_other_positives
+from rs_d2.losses._sorting import sorting_error
 
 
 class RankSortLoss(NamedTuple):
@@ -15,16 +25,6 @@ class RankSortLoss(NamedTuple):
 
     ranking: Tensor
     sorting: Tensor
-
-
-class _Terms(NamedTuple):
-    """Both losses (float64 scalars) and their gradients; only positives have a sorting part."""
-
-    ranking: Tensor
-    sorting: Tensor
-    ranking_gradient: Tensor  # [N]
-    sorting_gradient: Tensor  # [P]
-    positive_index: Tensor  # [P]
 
 
 def rank_sort_loss(
@@ -52,100 +52,53 @@ def rank_sort_loss(
 
     Returns:
         Two scalars in [0, 1], float32 (float64 for float64 logits). Without positives, and for
-        empty input, both are 0 with zero gradients, attached to ``logits``. A NaN among the targets
-        or the logits that take part makes both NaN, and the gradient with them.
+        empty input, both are 0 with zero gradients, attached to ``logits``. A NaN among the logits
+        that take part makes both NaN, and the gradient with them.
 
     Raises:
-        ValueError: shapes that differ or are not one-dimensional, integer logits, negative delta.
+        ValueError: shapes that differ or are not one-dimensional, integer logits, negative delta,
+            a target that is NaN or above 1.
     """
-    _check_inputs(logits, targets, delta)
-    # Outside the function, so that autograd scales in float32 before it rounds to half precision.
-    work = logits if logits.dtype == torch.float64 else logits.float()
-    return RankSortLoss(*_RankSort.apply(work, targets, delta, eps))
+    check_arguments("rank_sort_loss", logits, targets, delta)
+    work, targets = working_precision(logits), working_precision(targets.detach())
+    terms = rank_sort_terms(work.detach(), targets, float(delta), float(eps))
+    return RankSortLoss(*error_driven(work, terms[:2], terms[2:]))
 
 
-class _RankSort(torch.autograd.Function):
-    """Builds both gradients in the forward pass; the backward pass scales and adds them."""
+@torch.library.custom_op(
+    "rs_d2::rank_sort",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor targets, float delta, float eps)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def rank_sort_terms(
+    logits: Tensor, targets: Tensor, delta: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both losses (scalars, float64) and their gradients ([N], the logits' dtype).
 
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, delta: float, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        terms = _compute(logits.detach(), targets.detach(), delta, eps)
-        ctx.save_for_backward(terms.ranking_gradient, terms.sorting_gradient, terms.positive_index)
-        return terms.ranking.to(logits.dtype), terms.sorting.to(logits.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_ranking: Tensor, grad_sorting: Tensor) -> tuple[Tensor | None, ...]:
-        ranking_gradient, sorting_gradient, positive_index = ctx.saved_tensors
-        gradient = ranking_gradient * grad_ranking
-        gradient[positive_index] += sorting_gradient * grad_sorting
-        return gradient, None, None, None
-
-
-def _compute(logits: Tensor, targets: Tensor, delta: float, eps: float) -> _Terms:
-    positive_index = (targets > 0).nonzero().squeeze(1)
-    if len(positive_index) == 0:
-        return _without_positives(logits, targets, positive_index)
-    limit = torch.finfo(torch.float32).max  # differences of float64 scores this large stay finite
-    positives = logits[positive_index].double().clamp(-limit, limit)
-    labels = targets[positive_index].double()
-    num = len(positives)
-
-    negative_index = _relevant_negatives(logits, targets, positives, delta)
-    negatives = logits[negative_index]
-    windows = _ranking.make_windows(positives, delta)
-    sums = _ranking.sum_negatives(negatives, windows)
-    false_positives = _ranking.count_false_positives(positives, windows, sums, delta)
-    sorting = _ranking.compare_positives(positives, labels, delta, eps)
-
-    rank = sorting.rank_among_positives + false_positives
+    An operator of its own, so that ``torch.compile`` calls it as it is.
+    """
+    found = survey("rank_sort_loss", logits, targets)
+    if found.has_nan or found.num_positives == 0:
+        return blank_terms(logits, 2, math.nan if found.has_nan else 0.0)
+    batch = open_batch(logits, targets, found.num_positives, delta)
+    labels = targets[batch.index].double().clamp_(max=1)
+    false_positives, num = batch.false_positives, len(labels)
+    own = 0.5 if delta > 0 else 1.0  # H(0): unlike in the other losses, a positive's own place
+    of_labels = torch.stack([torch.ones_like(labels), 1 - labels])
+    sums = own * of_labels + sum_other_positives(batch.scores, of_labels, batch.windows)
+    rank = sums[0] + false_positives
     # ranking error / F(i) = 1 / rank(i): the weight that spreads the error over the negatives
-    weights = (1 / rank).where(false_positives > eps, 0.0)
-    share = _ranking.spread_over_negatives(negatives, positives, weights / num, windows, delta)
-
-    ranking_gradient = torch.zeros_like(logits)
-    ranking_gradient[negative_index] = share
-    ranking_gradient[positive_index] = (-weights * false_positives / num).to(logits.dtype)
-    poison = _nan_if_invalid(logits, targets)
-    return _Terms(
-        (false_positives / rank).mean() + poison,
-        sorting.error.mean() + poison,
-        ranking_gradient.add_(poison),
-        sorting.gradient.to(logits.dtype).add_(poison),
-        positive_index,
+    weights = (false_positives > eps) / rank / num
+    sorting = sorting_error(batch.scores, labels, of_labels, sums, delta, eps)
+    return (
+        (false_positives / rank).mean(),
+        sorting.error.mean(),
+        place_gradient(batch, -weights * false_positives, weights),
+        place_gradient(batch, sorting.gradient),
     )
 
 
-def _without_positives(logits: Tensor, targets: Tensor, positive_index: Tensor) -> _Terms:
-    zero = logits.new_zeros((), dtype=torch.float64) + _nan_if_invalid(logits, targets)
-    gradient = torch.zeros_like(logits).add_(zero)
-    return _Terms(zero, zero.clone(), gradient, logits.new_zeros(0), positive_index)
-
-
-def _relevant_negatives(logits: Tensor, targets: Tensor, positives: Tensor, delta: float) -> Tensor:
-    """Index of the negatives inside or above some positive's window; the others count H = 0."""
-    floor = (positives.min() - delta).to(logits.dtype)
-    # One representable number lower: rounding the floor up must not lose a negative.
-    floor = torch.nextafter(floor, floor.new_tensor(-torch.inf))
-    return ((targets == 0) & (logits >= floor)).nonzero().squeeze(1)
-
-
-def _nan_if_invalid(logits: Tensor, targets: Tensor) -> Tensor:
-    """NaN where a logit that takes part or a target is NaN, else 0, without a host read."""
-    invalid = targets.isnan().any() | (logits.isnan() & (targets >= 0)).any()
-    zero = torch.zeros((), dtype=torch.float64, device=logits.device)
-    return zero.masked_fill(invalid, torch.nan)
-
-
-def _check_inputs(logits: Tensor, targets: Tensor, delta: float) -> None:
-    if logits.dim() != 1 or targets.shape != logits.shape:
-        raise ValueError(
-            "rank_sort_loss wants logits and targets of one shape [N], "
-            f"got {tuple(logits.shape)} and {tuple(targets.shape)}"
-        )
-    if not logits.is_floating_point():
-        raise ValueError(f"rank_sort_loss wants floating-point logits, got {logits.dtype}")
-    if not delta >= 0:
-        raise ValueError(f"rank_sort_loss wants delta >= 0, got {delta}")
+@rank_sort_terms.register_fake
+def _(logits: Tensor, targets: Tensor, delta: float, eps: float) -> tuple[Tensor, ...]:
+    return blank_terms(logits, 2)
