@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -69,6 +70,24 @@ def measure(
     return {name: _timing(values) for name, values in seconds.items()}
 
 
+def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
+    """Bytes that ``call`` needs at its peak beyond what there was before; None where unknown."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier calls have freed
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
+    except OSError:
+        return None
+    before = _memory_status("VmRSS")
+    call()
+    return _memory_status("VmHWM") - before
+
+
 def metadata(device: str = "cpu") -> dict[str, Any]:
     """Hardware, versions, date and revision that a result belongs to."""
     versions = {name: _version(name) for name in ("torch", "torchvision", "detectron2", "numpy")}
@@ -99,6 +118,12 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     lines = [columns, ["---"] * len(columns)]
     lines += [[_cell(row.get(column)) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _memory_status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(field + ":"))
+    return 1024 * int(line.split()[1])
 
 
 def _timing(seconds: list[float]) -> Timing:

@@ -18,7 +18,7 @@ from rs_d2.losses._paths import takes_cpu_path
 from rs_d2.losses._ranking import BucketSums, Line, Windows, cumulate_from_top, scan_
 
 _CHUNK = 1 << 16  # logits; the temporaries of a chunk stay in the second-level cache
-_CELLS_PER_EDGE = 32
+_CELLS_PER_EDGE = 16
 _MIN_CELLS, _MAX_CELLS = 1 << 10, 1 << 16
 _MAX_STEPS = 8  # edges in one cell up to which stepping over them beats a binary search
 
