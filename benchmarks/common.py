@@ -54,19 +54,17 @@ def measure(
     Returns:
         A :class:`Timing` per method, of one call.
     """
-    clock = time.process_time if device == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(-warmup, rounds):
-        for name, call in methods.items():
-            repeats = (inner or {}).get(name, 1)
-            _synchronise(device)
-            start = clock()
-            for _ in range(repeats):
-                call()
-            _synchronise(device)
-            if turn >= 0:
-                seconds[name].append((clock() - start) / repeats)
-        gc.collect()
+    gc.collect()
+    gc.disable()  # a collection would be charged to the method that happens to trigger it
+    try:
+        for turn in range(-warmup, rounds):
+            for name, call in methods.items():
+                elapsed = _time_of(call, (inner or {}).get(name, 1), device)
+                if turn >= 0:
+                    seconds[name].append(elapsed)
+    finally:
+        gc.enable()
     return {name: _timing(values) for name, values in seconds.items()}
 
 
@@ -109,7 +107,7 @@ def write_results(
     path = output or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"benchmark": name, "metadata": metadata(), **extra, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(_rounded(content), indent=1) + "\n")
     return path
 
 
@@ -118,6 +116,15 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     lines = [columns, ["---"] * len(columns)]
     lines += [[_cell(row.get(column)) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to five significant digits; more would be noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _memory_status(field: str) -> int:
@@ -129,6 +136,17 @@ def _memory_status(field: str) -> int:
 def _timing(seconds: list[float]) -> Timing:
     milliseconds = [1e3 * value for value in seconds]
     return Timing(statistics.median(milliseconds), min(milliseconds), max(milliseconds))
+
+
+def _time_of(call: Callable[[], Any], repeats: int, device: str) -> float:
+    """Seconds of one of ``repeats`` calls."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    _synchronise(device)
+    start = clock()
+    for _ in range(repeats):
+        call()
+    _synchronise(device)
+    return (clock() - start) / repeats
 
 
 def _synchronise(device: str) -> None:

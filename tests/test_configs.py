@@ -62,8 +62,8 @@ def test_a_config_builds_its_model(path):
 @pytest.mark.parametrize(
     ("name", "official"),
     [
-        ("rs_faster_rcnn_coco.yaml", 41_752_031),
-        ("rs_mask_rcnn_coco.yaml", 44_395_311),
+        ("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml", 41_752_031),
+        ("COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml", 44_395_311),
         ("rs_mask_rcnn_lvis.yaml", 50_439_297),
     ],
 )

@@ -20,7 +20,7 @@ def sum_of_rank_sort(logits, targets, delta):
 
 def sum_of_alrp(logits, targets, delta):
     errors = torch.linspace(0.1, 0.9, int((targets > 0).sum()), dtype=torch.float64)
-    return sum(alrp_loss(logits, targets, errors.to(logits.dtype), delta))
+    return sum(alrp_loss(logits, targets, errors.to(logits), delta))
 
 
 LOSSES = {
@@ -188,6 +188,22 @@ def test_two_runs_agree_to_the_bit(loss):
     again_value, again = run(loss, logits, targets)
     assert value == again_value
     assert torch.equal(grad, again)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_cpus_result_and_repeats_it_to_the_bit(loss):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    logits, targets = random_case(700, 20000, dtype=torch.float32)
+    value, grad = run(loss, logits, targets)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [run(loss, logits.cuda(), targets.cuda()) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert runs[0][0] == runs[1][0] == pytest.approx(value, abs=1e-6)
+    assert torch.equal(runs[0][1], runs[1][1])
+    torch.testing.assert_close(runs[0][1].cpu(), grad, rtol=0, atol=1e-7)
 
 
 def test_integer_scans_give_the_same_under_deterministic_algorithms(loss):
