@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rs_d2.modeling.build import build_detection_criterion
+from rs_d2.modeling.inference import DecodedBoxes, detect
+from rs_d2.ops.nms import BoxTable, StoredBoxes
 from rs_d2.targets.matching import foreground_index
 
 _LOSS_NAMES = {"rank": "loss_rank", "sort": "loss_sort", "cls": "loss_cls", "box": "loss_box_reg"}
@@ -80,17 +82,55 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
         named = {_LOSS_NAMES[key]: loss for key, loss in output.losses.items()}
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in named.items()}
 
+    def inference(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[list[Instances], list[Tensor]]:
+        """Detections of each image and the rows they come from; see ``rs_d2.modeling.inference``.
+
+        Args:
+            predictions: logits [R, K] or [R, K + 1], and deltas [R, 4K] or [R, 4].
+            proposals: N instances with ``proposal_boxes``.
+        """
+        scores = self.predict_scores(predictions, proposals)
+        deltas = predictions[1].split([len(p) for p in proposals])
+        found = [
+            detect(
+                self._box_table(*image),
+                image_scores,
+                image[1].image_size,
+                self.test_score_thresh,
+                self.test_nms_thresh,
+                self.test_topk_per_image,
+            )
+            for image, image_scores in zip(zip(deltas, proposals, strict=True), scores, strict=True)
+        ]
+        return [instances for instances, _ in found], [rows for _, rows in found]
+
+    def predict_scores(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
+        """Scores [Ri, K] of each image's regions, without a background column, in float32."""
+        if self.criterion.num_columns != self.num_classes:
+            return [probs[:, :-1] for probs in self.predict_probs(predictions, proposals)]
+        # Half precision has a thousand values between 0.5 and 1: ties would decide.
+        return list(predictions[0].float().sigmoid().split([len(p) for p in proposals]))
+
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> list[Tensor]:
-        """Scores of each image's regions, [Ri, K + 1]; the last column is the background's.
+        """Scores [Ri, K + 1] for code of Detectron2's that drops the last column, the background's.
 
-        With class-wise sigmoids that column is zero: Detectron2's inference drops it unread.
+        With class-wise sigmoids that column is zero. ``predict_scores`` goes without it.
         """
         if self.criterion.num_columns != self.num_classes:
             return super().predict_probs(predictions, proposals)
-        scores = F.pad(predictions[0].sigmoid(), (0, 1))
-        return list(scores.split([len(p) for p in proposals]))
+        return [F.pad(scores, (0, 1)) for scores in self.predict_scores(predictions, proposals)]
+
+    def _box_table(self, deltas: Tensor, proposals: Instances) -> BoxTable:
+        boxes, size = proposals.proposal_boxes.tensor, proposals.image_size
+        if deltas.shape[1] > 4:
+            return DecodedBoxes(self.box2box_transform, deltas, boxes, size)
+        return StoredBoxes(self.box2box_transform.apply_deltas(deltas, boxes), size)
 
     @staticmethod
     def _deltas_of_class(deltas: Tensor, classes: Tensor) -> Tensor:
