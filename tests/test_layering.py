@@ -22,7 +22,7 @@ ALLOWED = {
     "version": set(),
     "_compat": set(),
     "modeling": PURE | {"config", "_compat"},
-    "evaluation": {"ops", "_compat"},
+    "evaluation": {"ops", "_compat", "imbalance"},
     "data": {"ops", "_compat"},
 }
 

@@ -228,7 +228,8 @@ def train_net_elsewhere(folder, *arguments):
 
 
 def test_the_program_itself_reports_a_mistake_in_one_line(tmp_path):
-    done = train_net_elsewhere(tmp_path, "--config-file", "COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml", "NO.KEY", "1")
+    config = "COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml"
+    done = train_net_elsewhere(tmp_path, "--config-file", config, "NO.KEY", "1")
     assert done.returncode == 2
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
     assert "NO.KEY is not a config key" in done.stderr

@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": ("value", "constant"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
+    "TEST.EVALUATOR_ENGINE": ("auto", "hotcoco", "reference"),
 }
 
 
@@ -117,6 +118,17 @@ def _add_training_keys(cfg: Any) -> None:
     # Images of the first test set drawn with predictions beside ground truth after training and
     # by --eval-only, into OUTPUT_DIR/predictions. 0: none.
     cfg.TEST.DRAW_IMAGES = 8
+    # Keep the checkpoint of the evaluation (every TEST.EVAL_PERIOD iterations) with the best value
+    # of this metric as model_best.pth: "segm/AP", "bbox/oLRP" (least is best) and so on. "": none.
+    cfg.TEST.BEST_METRIC = ""
+    # What computes the average precision. hotcoco: the package of that name; reference:
+    # pycocotools or lvis, equal to 1e-9 and some 50 times slower; auto: hotcoco where installed.
+    cfg.TEST.EVALUATOR_ENGINE = "auto"
+    # Write report.html and a table of all classes beside the detections of every evaluation.
+    cfg.TEST.REPORT = True
+    # Also evaluate without a cap per image, the best 10,000 detections of each class: AP_fixed and
+    # so on. The model must not cap either: raise TEST.DETECTIONS_PER_IMAGE.
+    cfg.TEST.FIXED_AP = False
 
 
 def check_choices(cfg: Any) -> None:

@@ -15,7 +15,8 @@ examples:
     python train_net.py --config-file configs/quick/rs_mask_rcnn_digits.yaml
 
   your own images, with COCO or LVIS annotations (class names and count are taken from them):
-    python train_net.py --config-file configs/COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml \\
+    python train_net.py \\
+        --config-file configs/COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml \\
         --train-json train.json --train-images images/ --val-json val.json --val-images images/ \\
         SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 2000
 

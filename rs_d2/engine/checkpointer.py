@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from rs_d2.checkpoint.torchvision import torchvision_resnet
 from rs_d2.errors import UserError
 
 
@@ -39,6 +40,7 @@ class RSCheckpointer(DetectionCheckpointer):
         try:
             loaded = super()._load_file(filename)
             names = set(loaded["model"])
+            resnet = torchvision_resnet(loaded["model"])
         except OSError:
             raise
         except Exception as error:  # whatever a file that is no checkpoint makes its reader raise
@@ -46,6 +48,8 @@ class RSCheckpointer(DetectionCheckpointer):
         if not all(isinstance(name, str) for name in names):
             raise _not_a_checkpoint(filename, "no named tensors")
         self._filename = filename
+        if resnet is not None:
+            return {"model": resnet, "matching_heuristics": True}
         return loaded
 
     def _load_model(self, checkpoint: Any) -> Any:

@@ -55,12 +55,33 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]
     if cfg.TEST.DRAW_IMAGES < 1 or not cfg.DATASETS.TEST:
         return []
     name = cfg.DATASETS.TEST[0]
-    chosen = _spread(DatasetCatalog.get(name), cfg.TEST.DRAW_IMAGES)
+    chosen = spread_images(DatasetCatalog.get(name), cfg.TEST.DRAW_IMAGES)
+    return draw_images(cfg, model, chosen, MetadataCatalog.get(name).thing_classes, folder)
+
+
+def draw_images(
+    cfg: CfgNode,
+    model: nn.Module,
+    chosen: Sequence[dict],
+    class_names: Sequence[str],
+    folder: Path,
+) -> list[Path]:
+    """Draw images of a data set as ``draw_predictions`` does.
+
+    Args:
+        cfg: config.
+        model: trained model; its mode is left as it was.
+        chosen: Detectron2's dicts of the images, at least one.
+        class_names: by contiguous class.
+        folder: made if needed.
+
+    Returns:
+        The files written, the overview last.
+    """
     targets = [_read_targets(entry) for entry in chosen]
     predictions = _predict(cfg, model, chosen)
     threshold = _threshold(predictions, sum(len(target.classes) for target in targets))
     predictions = [_at_least(entry, threshold) for entry in predictions]
-    class_names = MetadataCatalog.get(name).thing_classes
     titles = ("ground truth", f"{_model_title(cfg)}, score >= {threshold:.2f}")
     folder.mkdir(parents=True, exist_ok=True)
     pairs, files = [], []
@@ -75,7 +96,7 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]
     return files
 
 
-def _spread(dataset_dicts: Sequence[dict], count: int) -> list[dict]:
+def spread_images(dataset_dicts: Sequence[dict], count: int) -> list[dict]:
     """Pick ``count`` images at even distances, of those with objects if there are any."""
     candidates = [entry for entry in dataset_dicts if entry.get("annotations")] or dataset_dicts
     places = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))

@@ -16,9 +16,9 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-_logger = logging.getLogger(__name__)
+from rs_d2.evaluation import METRICS
 
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+_logger = logging.getLogger(__name__)
 
 
 def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any]) -> None:
@@ -55,13 +55,13 @@ def write_metrics(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def format_table(metrics: Mapping[str, Any]) -> str:
-    """Format metrics as a table: a row for each task, a column for each AP that any task has.
+    """Format metrics as a table: a row per task, a column for each of `METRICS` that any task has.
 
     Args:
         metrics: task -> metric -> percent or ``None``; one level deeper for several test sets.
     """
     rows = list(_rows(metrics))
-    columns = [column for column in COLUMNS if any(column in row for _, row in rows)]
+    columns = [column for column in METRICS if any(column in row for _, row in rows)]
     cells = [[label, *(_cell(row.get(column)) for column in columns)] for label, row in rows]
     alignment = ["left", *("right" for _ in columns)]
     return tabulate(cells, ["", *columns], disable_numparse=True, colalign=alignment)
@@ -80,6 +80,8 @@ def _outputs(cfg: CfgNode, folder: Path) -> Iterator[tuple[str, Path]]:
     yield "weights", folder / "model_final.pth"
     yield "metrics", folder / "metrics.json"
     yield "pictures", folder / "predictions"
+    reports = sorted(folder.glob("inference*/**/report.html"))
+    yield from (("report", path) for path in reports)
     yield "log", folder / "log.txt"
     yield "tensorboard --logdir", folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from detectron2.data import (
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
@@ -29,10 +29,12 @@ from torch import nn
 from rs_d2._compat import create_ddp_model
 from rs_d2.data import build_train_sampler
 from rs_d2.engine.checkpointer import RSCheckpointer, last_checkpoint_line
+from rs_d2.engine.hooks import KeepBest, build_extra_hooks
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
 from rs_d2.engine.solver import build_optimizer
 from rs_d2.errors import UserError
 from rs_d2.evaluation import build_evaluator
+from rs_d2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 
 ITERATION_LOG = "train_log.jsonl"  # Detectron2 would call it metrics.json, the name of our results
 _NOT_FINITE = re.compile(r"'(\w+)': (?:np\.\w+\()?(-?inf|nan)\b")
@@ -103,10 +105,19 @@ class RSTrainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, and progress after the timer that must come first."""
+        """Detectron2's hooks and ours, after the timer that must come first."""
         timer, *rest = super().build_hooks()
-        progress = [TrainingProgress()] if comm.is_main_process() else []
-        return [timer, *progress, *rest]
+        ours = [TrainingProgress()] if comm.is_main_process() else []
+        ours += build_extra_hooks(self.cfg)
+        if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
+            best = KeepBest(
+                self.cfg.TEST.BEST_METRIC,
+                lambda: self._last_eval_results,
+                self.checkpointer,
+                Path(self.cfg.OUTPUT_DIR),
+            )
+            rest.insert(-1, best)  # after the evaluation, before the writers
+        return [timer, *ours, *rest]
 
     def build_writers(self) -> list[EventWriter]:
         """Log to the console, ``train_log.jsonl`` and tensorboard events in the output folder."""

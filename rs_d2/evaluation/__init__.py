@@ -1,6 +1,28 @@
 """Evaluators in Detectron2's interface, and the arithmetic behind them."""
 
+from rs_d2.evaluation.arrays import Detections, GroundTruth
 from rs_d2.evaluation.build import build_evaluator
-from rs_d2.evaluation.lvis import RSLVISEvaluator, evaluate_lvis
+from rs_d2.evaluation.coco import RSCOCOEvaluator
+from rs_d2.evaluation.detections import detections_from
+from rs_d2.evaluation.evaluate import (
+    METRICS,
+    Evaluation,
+    evaluate_detections,
+    evaluate_fixed_ap,
+)
+from rs_d2.evaluation.ground_truth import ground_truth_from
+from rs_d2.evaluation.lvis import RSLVISEvaluator
 
-__all__ = ["RSLVISEvaluator", "build_evaluator", "evaluate_lvis"]
+__all__ = [
+    "METRICS",
+    "Detections",
+    "Evaluation",
+    "GroundTruth",
+    "RSCOCOEvaluator",
+    "RSLVISEvaluator",
+    "build_evaluator",
+    "detections_from",
+    "evaluate_detections",
+    "evaluate_fixed_ap",
+    "ground_truth_from",
+]

@@ -6,20 +6,30 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
+from rs_d2._compat import patch_numpy_for_lvis
 from rs_d2.errors import UserError
+from rs_d2.evaluation.coco import RSCOCOEvaluator
+from rs_d2.evaluation.evaluator import ArrayEvaluator
 from rs_d2.evaluation.lvis import RSLVISEvaluator
+from rs_d2.imbalance import IMBALANCE_FILE
 
-# By `evaluator_type`; each is called with (name of the data set, tasks=, output_dir=).
-EVALUATORS: dict[str, type[DatasetEvaluator]] = {"coco": COCOEvaluator, "lvis": RSLVISEvaluator}
+EVALUATORS: dict[str, type[ArrayEvaluator]] = {  # by `evaluator_type`
+    "coco": RSCOCOEvaluator,
+    "lvis": RSLVISEvaluator,
+}
+_STOCK: dict[str, type[DatasetEvaluator]] = {"coco": COCOEvaluator, "lvis": LVISEvaluator}
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """The evaluator of a data set: boxes, and masks where model and ground truth have them.
 
+    Models that only propose regions get Detectron2's evaluator, which measures their recall. With
+    several test sets, each has its own folder below ``output_folder``.
+
     Args:
-        cfg: config with `MODEL.MASK_ON`.
+        cfg: config with `MODEL.MASK_ON` and the keys of `TEST`.
         dataset_name: name in Detectron2's catalogs; `evaluator_type` of its metadata decides.
         output_folder: where the results are written.
 
@@ -35,6 +45,20 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     json_file = metadata.get("json_file")
     if json_file and not Path(json_file).is_file():
         DatasetCatalog.get(dataset_name)  # the embedded set is made by its first load
+    if len(cfg.DATASETS.TEST) > 1:
+        output_folder = str(Path(output_folder) / dataset_name)
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        patch_numpy_for_lvis()
+        return _STOCK[kind](dataset_name, output_dir=output_folder)
     masks = cfg.MODEL.MASK_ON and metadata.get("has_masks", True)
     tasks = ("bbox", "segm") if masks else ("bbox",)
-    return EVALUATORS[kind](dataset_name, tasks=tasks, output_dir=output_folder)
+    return EVALUATORS[kind](
+        dataset_name,
+        tasks,
+        output_dir=output_folder,
+        engine=cfg.TEST.EVALUATOR_ENGINE,
+        report=cfg.TEST.REPORT,
+        train_sets=cfg.DATASETS.TRAIN,
+        imbalance_file=Path(cfg.OUTPUT_DIR) / IMBALANCE_FILE,
+        fixed_ap=cfg.TEST.FIXED_AP,
+    )

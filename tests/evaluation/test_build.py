@@ -12,9 +12,10 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as mask_util
 
+from rs_d2 import add_rs_config
 from rs_d2.data import register_custom
 from rs_d2.errors import UserError
-from rs_d2.evaluation import RSLVISEvaluator, build_evaluator
+from rs_d2.evaluation import RSCOCOEvaluator, RSLVISEvaluator, build_evaluator
 
 NAME = "built_evaluation"
 
@@ -29,7 +30,9 @@ def clean(tmp_path, monkeypatch):
 
 def config(mask_on):
     cfg = get_cfg()
+    add_rs_config(cfg)
     cfg.MODEL.MASK_ON = mask_on
+    cfg.TEST.REPORT = False
     return cfg
 
 
@@ -59,8 +62,8 @@ def evaluate_ground_truth(tmp_path, mask_on=True):
 @pytest.mark.parametrize(
     ("json_file", "images", "kind"),
     [
-        ("nuts/val.json", "nuts/images", COCOEvaluator),
-        ("coco100/val.json", "coco100/images", COCOEvaluator),
+        ("nuts/val.json", "nuts/images", RSCOCOEvaluator),
+        ("coco100/val.json", "coco100/images", RSCOCOEvaluator),
         ("coco100/lvis_v1_val.json", "coco100/images", RSLVISEvaluator),
     ],
 )
@@ -137,3 +140,24 @@ def test_an_unknown_evaluator_type_is_refused(tmp_path, kind):
         MetadataCatalog.get(NAME).evaluator_type = kind
     with pytest.raises(UserError, match=f"evaluator_type {kind} is not one of coco, lvis"):
         build_evaluator(config(False), NAME, str(tmp_path))
+
+
+def test_the_config_reaches_the_evaluator(tmp_path):
+    nuts = shared("data/nuts")
+    register_custom(NAME, str(nuts / "val.json"), str(nuts / "images"))
+    cfg = config(False)
+    cfg.TEST.EVALUATOR_ENGINE, cfg.TEST.FIXED_AP = "reference", True
+    cfg.DATASETS.TEST = (NAME, "another")
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path))
+    assert evaluator._engine == "reference"
+    assert evaluator._fixed_ap
+    assert not evaluator._report
+    assert evaluator._output_dir == tmp_path / NAME  # sets do not overwrite each other
+
+
+def test_a_model_that_only_proposes_gets_the_stock_evaluator(tmp_path):
+    nuts = shared("data/nuts")
+    register_custom(NAME, str(nuts / "val.json"), str(nuts / "images"))
+    cfg = config(False)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    assert type(build_evaluator(cfg, NAME, str(tmp_path))) is COCOEvaluator

@@ -1,0 +1,234 @@
+"""What happens beside the training steps: the best checkpoint, statistics, pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from rs_d2.balancing import BALANCERS
+from rs_d2.errors import UserError
+from rs_d2.imbalance import COLUMNS, IMBALANCE_FILE, ImbalanceMeter
+
+_logger = logging.getLogger(__name__)
+
+BEST = "model_best"
+
+_LOG_PERIOD = 20  # iterations, that of Detectron2's writers
+_IMBALANCE_PERIOD = 500  # iterations that are averaged
+_DRAWN = 4  # training images
+_COUNTS = {  # positives and negatives of an image, as the heads log them
+    "rpn": ("rpn/num_pos_anchors", "rpn/num_neg_anchors"),
+    "rcnn": ("roi_head/num_fg_samples", "roi_head/num_bg_samples"),
+}
+
+
+def build_extra_hooks(cfg: CfgNode) -> list[HookBase]:
+    """The hooks of this module that need no results; to stand before the evaluation's."""
+    hooks: list[HookBase] = [ImbalanceStatistics(cfg), BalanceCoefficients()]
+    if cfg.VIS_PERIOD > 0 and comm.is_main_process():
+        hooks.append(TrainingImages(cfg))
+    return hooks
+
+
+class ImbalanceStatistics(HookBase):
+    """Log how many negatives stand against a positive, averaged over ``period`` iterations.
+
+    Scalars `imbalance/{rpn,rcnn}_{instances,tasks}`; the last ones also go to `imbalance.json` in
+    the output folder, where the report finds them.
+    """
+
+    def __init__(self, cfg: CfgNode, period: int = _IMBALANCE_PERIOD) -> None:
+        self._meter = ImbalanceMeter(rcnn_tasks(cfg))
+        self._names = sampler_names(cfg)
+        self._period, self._path = period, Path(cfg.OUTPUT_DIR) / IMBALANCE_FILE
+
+    def after_step(self) -> None:
+        """Count; at the end of an interval, log and start anew."""
+        trainer = self.trainer
+        update_from_storage(self._meter, trainer.storage)
+        done = trainer.iter + 1
+        if done % self._period and done != trainer.max_iter:
+            return
+        ratios = self._meter.ratios()
+        self._meter.reset()
+        trainer.storage.put_scalars(
+            smoothing_hint=False,
+            **{f"imbalance/{name}": value for name, value in ratios.items() if value == value},
+        )
+        if comm.is_main_process():
+            finite = {name: value if value == value else None for name, value in ratios.items()}
+            self._path.write_text(json.dumps({**self._names, **finite}, indent=1) + "\n")
+
+
+class BalanceCoefficients(HookBase):
+    """Log by how much the balancers scale their losses, as `balance/{name of the module}`."""
+
+    def before_train(self) -> None:
+        """Listen to the balancers."""
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._handles = [
+            module.register_forward_hook(partial(self._keep, name.removeprefix("module.")))
+            for name, module in self.trainer.model.named_modules()
+            if isinstance(module, tuple(BALANCERS.values()))
+        ]
+
+    def after_step(self) -> None:
+        """Log every 20th iteration: to read a value off a GPU makes it wait."""
+        if (self.trainer.iter + 1) % _LOG_PERIOD == 0:
+            for name, (loss, balanced) in self._seen.items():
+                if loss != 0:
+                    self.trainer.storage.put_scalar(f"balance/{name}", float(balanced / loss))
+        self._seen.clear()
+
+    def after_train(self) -> None:
+        """Stop listening."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen[name] = args[0].detach(), output.detach()
+
+
+class KeepBest(HookBase):
+    """Keep the checkpoint of the best evaluation so far as `model_best.pth`.
+
+    To stand after the evaluation's hook, in the first process. What is best so far is kept in
+    `model_best.json`, so that a resumed run goes on from it; `last_checkpoint` is left as it is.
+
+    Args:
+        metric: keys in the results, such as "segm/AP" or, with several test sets,
+            "name/segm/AP". Of errors (oLRP) the smallest is best.
+        results: gives the results of the last evaluation.
+        checkpointer: saves the model.
+        folder: where it saves.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        results: Callable[[], Mapping[str, Any]],
+        checkpointer: Any,
+        folder: Path,
+    ) -> None:
+        self._metric, self._results = metric, results
+        self._checkpointer, self._path = checkpointer, folder / f"{BEST}.json"
+        self._sign = -1 if metric.rsplit("/", 1)[-1].startswith("oLRP") else 1
+        self._last: Any = None
+        self._best = -math.inf
+
+    def before_train(self) -> None:
+        """Go on from an earlier run's best, if this one resumes it."""
+        if self.trainer.start_iter and self._path.is_file():
+            stored = json.loads(self._path.read_text())
+            if stored["metric"] == self._metric:
+                self._best = self._sign * stored["value"]
+
+    def after_step(self) -> None:
+        """Look at new results."""
+        self._check()
+
+    def after_train(self) -> None:
+        """Look at the final evaluation."""
+        self._check()
+
+    def _check(self) -> None:
+        results = self._results()
+        if not results or results is self._last:
+            return
+        self._last = results
+        value = self._value(results)
+        if not self._sign * value > self._best:  # NaN is never best
+            return
+        self._best = self._sign * value
+        tag = self._checkpointer.get_checkpoint_file() if self._has_checkpoint() else ""
+        iteration = self.trainer.iter
+        self._checkpointer.save(BEST, iteration=iteration)
+        if tag:
+            self._checkpointer.tag_last_checkpoint(Path(tag).name)
+        note = {"metric": self._metric, "value": value, "iteration": iteration}
+        self._path.write_text(json.dumps(note, indent=1) + "\n")
+        _logger.info("%s is %.3f, the best so far: saved as %s.pth", self._metric, value, BEST)
+
+    def _has_checkpoint(self) -> bool:
+        return self._checkpointer.has_checkpoint()
+
+    def _value(self, results: Mapping[str, Any]) -> float:
+        found: Any = results
+        for part in self._metric.split("/"):
+            if not isinstance(found, Mapping) or part not in found:
+                names = ", ".join(found) if isinstance(found, Mapping) else "nothing"
+                raise UserError(f"TEST.BEST_METRIC: {self._metric}: '{part}' is not among {names}")
+            found = found[part]
+        if isinstance(found, Mapping):
+            raise UserError(
+                f"TEST.BEST_METRIC: {self._metric} is not one number: {', '.join(found)}"
+            )
+        return float(found)
+
+
+class TrainingImages(HookBase):
+    """Draw training images, labels beside predictions, every ``VIS_PERIOD`` iterations.
+
+    The same few images each time, into `training_images/{iteration}` and the event storage.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+
+    def before_train(self) -> None:
+        """Choose the images."""
+        from rs_d2.engine.drawing import spread_images  # needs OpenCV
+
+        name = self._cfg.DATASETS.TRAIN[0]
+        self._entries = spread_images(DatasetCatalog.get(name), _DRAWN)
+        self._classes = MetadataCatalog.get(name).thing_classes
+
+    def after_step(self) -> None:
+        """Draw, if it is time."""
+        iteration = self.trainer.iter + 1
+        if iteration % self._cfg.VIS_PERIOD:
+            return
+        from detectron2.data.detection_utils import read_image
+
+        from rs_d2.engine.drawing import draw_images
+
+        folder = Path(self._cfg.OUTPUT_DIR) / "training_images" / f"{iteration:07d}"
+        files = draw_images(self._cfg, self.trainer.model, self._entries, self._classes, folder)
+        picture = read_image(str(files[-1]), format="RGB").transpose(2, 0, 1)
+        self.trainer.storage.put_image("training images", picture)
+
+
+def update_from_storage(meter: ImbalanceMeter, storage: Any) -> None:
+    """Count what the heads logged in this iteration."""
+    latest = storage.latest()
+    for stage, names in _COUNTS.items():
+        if all(name in latest for name in names):
+            meter.update(stage, *(latest[name][0] for name in names))
+
+
+def rcnn_tasks(cfg: CfgNode) -> int:
+    """Binary tasks of a region: one for each class, or one softmax."""
+    if cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS == "cross_entropy":
+        return 1
+    return cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def sampler_names(cfg: CfgNode) -> dict[str, str]:
+    """The first columns of the published table."""
+    values = (
+        ", ".join(cfg.DATASETS.TRAIN),
+        cfg.MODEL.RPN.SAMPLER,
+        cfg.MODEL.ROI_HEADS.SAMPLER,
+    )
+    return dict(zip(COLUMNS, values, strict=False))

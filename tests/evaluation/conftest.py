@@ -1,0 +1,27 @@
+"""The golden sets of detections."""
+
+import gzip
+import json
+
+import pytest
+from conftest import shared
+
+from rs_d2.evaluation import detections_from, ground_truth_from
+
+GOLDEN = ("coco_bbox", "coco_segm", "coco_bbox_dense", "lvis_bbox", "lvis_segm")
+
+
+def read(path):
+    data = path.read_bytes()
+    return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture(params=GOLDEN)
+def golden(request):
+    """Ground truth, detections, their type, and what the authors' code says of them."""
+    folder = shared("golden/olrp")
+    expected = read(folder / "expected.json")[request.param]
+    truth = ground_truth_from(read(folder / expected["gt"]), expected["protocol"])
+    results = read(folder / expected["detections"])
+    iou_type = expected["iou_type"]
+    return truth, detections_from(results, truth, iou_type), iou_type, expected
