@@ -15,6 +15,8 @@ from detectron2.modeling import build_model
 from rs_d2 import add_rs_config
 from rs_d2.config import CHOICES, check_choices
 from rs_d2.errors import UserError
+from rs_d2.model_zoo import MEASURED, PUBLISHED
+from rs_d2.model_zoo.page import model_zoo_page
 
 REPO = Path(__file__).resolve().parents[1]
 LEAVES = sorted(p for p in (REPO / "configs").rglob("*.yaml") if "_base_" not in p.parts)
@@ -57,23 +59,25 @@ def test_a_config_builds_its_model(path):
     assert sum(p.numel() for p in model.parameters()) > 1e6
 
 
-# Weights and affine batch-norm parameters of the official models; Detectron2 keeps the latter in
-# buffers while they are frozen.
-@pytest.mark.parametrize(
-    ("name", "official"),
-    [
-        ("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml", 41_752_031),
-        ("COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml", 44_395_311),
-        ("rs_mask_rcnn_lvis.yaml", 50_439_297),
-    ],
-)
-def test_parameter_counts_are_the_official_ones(name, official):
-    cfg = load(REPO / "configs" / name)
-    model = build_without_memory(cfg)
-    affine = re.compile(r"norm\.(weight|bias)$")
+@pytest.mark.parametrize("row", PUBLISHED, ids=[row.config for row in PUBLISHED])
+def test_parameter_counts_are_the_official_ones(row):
+    model = build_without_memory(load(REPO / "configs" / row.config))
+    affine = re.compile(r"norm\.(weight|bias)$")  # buffers where a norm is frozen
     count = sum(p.numel() for p in model.parameters())
     count += sum(b.numel() for n, b in model.named_buffers() if affine.search(n))
-    assert count == official
+    assert count == row.parameters
+
+
+def test_the_zoo_lists_every_config_of_the_publication():
+    names = {str(path.relative_to(REPO / "configs")) for path in LEAVES}
+    assert {name for name in names if Path(name).name.startswith("rs_") and "-" in name} == {
+        row.config for row in PUBLISHED
+    }
+    assert {row.config for row in MEASURED} <= names
+
+
+def test_the_zoo_page_is_up_to_date():
+    assert (REPO / "MODEL_ZOO.md").read_text() == model_zoo_page()
 
 
 def test_the_flagship_has_the_published_settings():

@@ -2,7 +2,7 @@
 
 Examples:
     python tools/analyze_imbalance.py --config-file configs/quick/rs_mask_rcnn_digits.yaml
-    python tools/analyze_imbalance.py --config-file FILE --train-json train.json \
+    python tools/analyze_imbalance.py --config-file FILE --train-json train.json \\
         --train-images images/ --iterations 50 MODEL.WEIGHTS output/model_final.pth
 
 Nothing is trained: batches of the training set go through the model as it is, and positives and

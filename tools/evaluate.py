@@ -1,10 +1,10 @@
 """Evaluate a file of detections: AP and oLRP by the rules of COCO or LVIS. No model is needed.
 
 Examples:
-    python tools/evaluate.py --gt val.json --results detections.json --format coco \
+    python tools/evaluate.py --gt val.json --results detections.json --format coco \\
         --iou-type bbox --output scores.json
-    python tools/evaluate.py --gt lvis_v1_val.json --results detections.json.gz --format lvis \
-        --iou-type segm --output scores.json --per-class classes.csv --report report/ \
+    python tools/evaluate.py --gt lvis_v1_val.json --results detections.json.gz --format lvis \\
+        --iou-type segm --output scores.json --per-class classes.csv --report report/ \\
         --images datasets/coco
 
 The output is flat json in percent, null where there is nothing to average: AP AP50 AP75 APs APm APl

@@ -1,10 +1,10 @@
 """Choose a score threshold: AP, oLRP and images per second of a model at each, from one pass.
 
 Examples:
-    python tools/sweep_thresholds.py --config-file configs/rs_mask_rcnn_lvis.yaml \
+    python tools/sweep_thresholds.py --config-file configs/rs_mask_rcnn_lvis.yaml \\
         --weights output/model_final.pth
-    python tools/sweep_thresholds.py --config-file configs/quick/rs_mask_rcnn_own_data.yaml \
-        --weights model.pth --val-json val.json --val-images images/ \
+    python tools/sweep_thresholds.py --config-file configs/quick/rs_mask_rcnn_own_data.yaml \\
+        --weights model.pth --val-json val.json --val-images images/ \\
         --thresholds 0.01 0.05 0.1 0.2 0.3 0.4 0.5 --tolerance 0.1 --per-class thresholds.csv
 
 The model finds its detections once, at the lowest threshold: the others' are among them. Then some

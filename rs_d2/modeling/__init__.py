@@ -1,10 +1,18 @@
 """Detectron2 components; importing this package registers them."""
 
+from rs_d2.modeling import backbone  # noqa: F401
 from rs_d2.modeling.proposal_generator import RSRPN
 from rs_d2.modeling.roi_heads import (
+    RSCascadeROIHeads,
     RSFastRCNNOutputLayers,
     RSMaskRCNNConvUpsampleHead,
     RSROIHeads,
 )
 
-__all__ = ["RSRPN", "RSFastRCNNOutputLayers", "RSMaskRCNNConvUpsampleHead", "RSROIHeads"]
+__all__ = [
+    "RSRPN",
+    "RSCascadeROIHeads",
+    "RSFastRCNNOutputLayers",
+    "RSMaskRCNNConvUpsampleHead",
+    "RSROIHeads",
+]

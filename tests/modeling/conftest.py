@@ -23,7 +23,8 @@ def mask_cfg():
     """The Mask R-CNN config with published settings, on the CPU, with small layers."""
     cfg = get_cfg()
     add_rs_config(cfg)
-    cfg.merge_from_file(str(config_dir() / "COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml"))
+    leaf = "COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml"
+    cfg.merge_from_file(str(config_dir() / leaf))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RESNETS.DEPTH = 18

@@ -5,6 +5,7 @@ Shapes: ``N`` images, ``Ri`` proposals of image i, ``K`` classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,8 @@ from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.mask_head import MaskRows
 from rs_d2.targets.matching import foreground_index, match_by_iou
 
-_CLASSIFICATION_LOSSES = ("loss_rank", "loss_sort", "loss_cls")
+# From the IoU of objects and regions to each region's object and label (1, 0 or -1).
+Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -34,6 +36,8 @@ class RSROIHeads(StandardROIHeads):
     """
 
     predictor_class: type[nn.Module] = RSFastRCNNOutputLayers
+    # The losses, where there are such, whose sum the mask loss is balanced to.
+    classification_losses: tuple[str, ...] = ("loss_rank", "loss_sort", "loss_cls")
 
     @configurable
     def __init__(
@@ -77,7 +81,7 @@ class RSROIHeads(StandardROIHeads):
         """Losses in training, detections otherwise; see Detectron2's ``ROIHeads.forward``."""
         instances, losses = super().forward(images, features, proposals, targets)
         if "loss_mask" in losses:
-            reference = sum(losses[name] for name in _CLASSIFICATION_LOSSES if name in losses)
+            reference = sum(losses[name] for name in self.classification_losses if name in losses)
             losses["loss_mask"] = self.mask_balancer(losses["loss_mask"], reference)
         return instances, losses
 
@@ -97,18 +101,24 @@ class RSROIHeads(StandardROIHeads):
         """
         if self.sampler == "random":
             return super().label_and_sample_proposals(proposals, targets)
-        labelled = [self._label(p, t) for p, t in zip(proposals, targets, strict=True)]
+        return self.label_proposals(proposals, targets, self.proposal_matcher)
+
+    def label_proposals(
+        self, proposals: list[Instances], targets: list[Instances], matcher: Matcher
+    ) -> list[Instances]:
+        """:meth:`label_and_sample_proposals` with a matcher of the caller's, and no sampler."""
+        labelled = [self._label(p, t, matcher) for p, t in zip(proposals, targets, strict=True)]
         background = sum((i.gt_classes == self.num_classes).sum() for i in labelled)
         everything = sum(len(i) for i in labelled)
         put_scalar("roi_head/num_fg_samples", (everything - background) / len(labelled))
         put_scalar("roi_head/num_bg_samples", background / len(labelled))
         return labelled
 
-    def _label(self, proposals: Instances, targets: Instances) -> Instances:
+    def _label(self, proposals: Instances, targets: Instances, matcher: Matcher) -> Instances:
         # Matched before the ground truths join: each would overlap its own copy most, and a
         # claim on the best proposal (LOW_QUALITY_MIN_IOU) could not be made.
         iou = pairwise_iou(targets.gt_boxes, proposals.proposal_boxes)
-        index, label = self.proposal_matcher(iou)
+        index, label = matcher(iou)
         if self.proposal_append_gt:
             (proposals,) = add_ground_truth_to_proposals([targets], [proposals])
             own = torch.arange(len(targets), device=index.device)

@@ -1,0 +1,5 @@
+"""The shipped models and what is known of them."""
+
+from rs_d2.model_zoo.rows import MEASURED, PUBLISHED, Measurement, Metrics, PublishedRow
+
+__all__ = ["MEASURED", "PUBLISHED", "Measurement", "Metrics", "PublishedRow"]
