@@ -24,6 +24,8 @@ ALLOWED = {
     "modeling": PURE | {"config", "_compat"},
     "evaluation": {"ops", "_compat", "imbalance"},
     "data": {"ops", "_compat"},
+    "checkpoint": {"ops", "_compat"},
+    "model_zoo": {"_compat"},
 }
 
 
