@@ -11,7 +11,8 @@ from rs_d2.losses._inputs import index_positives
 from rs_d2.losses._negatives import Negatives, find_negatives
 from rs_d2.losses._ranking import Windows, make_windows, spread_line, sum_steps
 
-_LIMIT = torch.finfo(torch.float32).max  # differences of float64 scores this large stay finite
+# Scores are float64; so large, their differences stay finite, and infinite ones stay the extremes.
+_LIMITS = {torch.float32: torch.finfo(torch.float32).max, torch.float64: 1e307}
 
 
 class Batch(NamedTuple):
@@ -32,7 +33,8 @@ class Batch(NamedTuple):
 def open_batch(logits: Tensor, targets: Tensor, num_positives: int, delta: float) -> Batch:
     """Find positives and negatives and let them meet; ``logits`` without NaN, P >= 1."""
     index = index_positives(targets, num_positives)
-    scores = logits[index].double().clamp_(-_LIMIT, _LIMIT)
+    limit = _LIMITS[logits.dtype]
+    scores = logits[index].double().clamp_(-limit, limit)
     windows = make_windows(scores, delta)
     negatives = find_negatives(logits, targets, windows)
     false_positives = sum_steps(negatives.sums(), windows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from rs_d2.losses._paths import takes_cpu_path
 
+_MAX_DELTA = 1e12
 _ROUNDING = 1e-6  # an IoU of 1 computed in float32 may lie this far above it
 
 
@@ -43,8 +43,8 @@ def check_arguments(loss: str, logits: Tensor, targets: Tensor, delta: float) ->
             f"{loss}: logits and targets must be on one device, "
             f"got {logits.device} and {targets.device}"
         )
-    if not (delta >= 0 and math.isfinite(delta)):
-        raise ValueError(f"{loss}: delta must be a finite number >= 0, got {delta}")
+    if not 0 <= delta <= _MAX_DELTA:
+        raise ValueError(f"{loss}: delta must be in [0, {_MAX_DELTA:g}], got {delta}")
 
 
 def survey(loss: str, logits: Tensor, targets: Tensor) -> Survey:

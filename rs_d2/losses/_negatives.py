@@ -20,6 +20,7 @@ from rs_d2.losses._ranking import BucketSums, Line, Windows, cumulate_from_top, 
 _CHUNK = 1 << 16  # logits; the temporaries of a chunk stay in the second-level cache
 _CELLS_PER_EDGE = 16
 _MIN_CELLS, _MAX_CELLS = 1 << 10, 1 << 16
+_FAR_OUT = 32  # times the range of the central edges
 _MAX_STEPS = 8  # edges in one cell up to which stepping over them beats a binary search
 
 
@@ -51,7 +52,7 @@ class Grid:
 
     Edges and logits get their cells by the same arithmetic, which is monotone, so that a logit in
     a higher cell than an edge is not below it, whatever was rounded. Only the logits in a cell with
-    an edge are compared with edges. Cell 0 is below all edges.
+    an edge are compared with edges. Cell 0 is nobody's; it is for entries that do not take part.
     """
 
     def __init__(self, edges: Tensor, dtype: torch.dtype, num_logits: int) -> None:
@@ -60,8 +61,8 @@ class Grid:
         self.floor, self.top = float(self.edges[0]), float(self.edges[num - 1])
         useful = max(min(_CELLS_PER_EDGE * num, num_logits, _MAX_CELLS), _MIN_CELLS)
         self.cells = 1 << (useful - 1).bit_length()
-        span = self.top - self.floor
-        self.scale = min((self.cells - 3) / span, 1e30) if span > 0 else 0.0
+        self._start, span = _central_range(edges)
+        self._scale = min((self.cells - 3) / span, 1e30) if span > 0 else 0.0
         edge_cells = self.locate(self.edges[:num])
         edges_in_cell = torch.bincount(edge_cells, minlength=self.cells)
         self.first_bucket = edges_in_cell.cumsum(0).sub_(edges_in_cell)
@@ -70,8 +71,8 @@ class Grid:
 
     def locate(self, logits: Tensor) -> Tensor:
         """The cell of each logit (inside the edges' range), int32."""
-        cell = (logits - self.floor).mul_(self.scale).add_(1)
-        return cell.clamp_(max=self.cells - 1).to(torch.int32)
+        cell = (logits - self._start).mul_(self._scale).add_(1)
+        return cell.clamp_(1, self.cells - 1).to(torch.int32)
 
     def search(self, logits: Tensor, cells: Tensor) -> Tensor:
         """The exact bucket of logits in cells with an edge, int64."""
@@ -197,6 +198,19 @@ class SortedNegatives:
         edge = torch.bucketize(logits, self._edges, right=True).sub_(1).clamp_(min=0)
         beyond = (logits.double() - windows.edges[edge]).clamp_(min=0)
         return beyond.minimum(windows.widths[edge]).add_(windows.places[edge])
+
+
+def _central_range(edges: Tensor) -> tuple[float, float]:
+    """Start and width of the range that a grid should resolve.
+
+    All of it, unless a few edges lie so far out that the others would share a few cells.
+    """
+    num = len(edges)
+    first, low, high, last = edges[[0, num // 32, num - 1 - num // 32, num - 1]].tolist()
+    central = high - low
+    if last - first <= _FAR_OUT * central or central == 0:
+        return first, last - first
+    return low - central, 3 * central
 
 
 def _add(sums: Tensor, index: Tensor, logits: Tensor) -> None:

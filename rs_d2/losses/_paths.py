@@ -21,9 +21,10 @@ def takes_cpu_path(tensor: Tensor) -> bool:
 
 @contextmanager
 def device_path() -> Iterator[None]:
-    """Take the form for devices on the CPU too, inside the ``with`` block."""
+    """Take the form for devices on the CPU too, in all threads, inside the ``with`` block."""
+    before = _forms["device_everywhere"]
     _forms["device_everywhere"] = True
     try:
         yield
     finally:
-        _forms["device_everywhere"] = False
+        _forms["device_everywhere"] = before

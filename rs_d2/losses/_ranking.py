@@ -159,9 +159,11 @@ def scan_(values: Tensor, dim: int) -> Tensor:
 def fixed_point_scan(values: Tensor, dim: int = -1) -> Tensor:
     """Cumulated sums in 64-bit integers, which have one result in any order of summation.
 
-    The values are scaled, row by row, by the largest power of two at which no sum can overflow.
+    The values are scaled, row by row, by the largest power of two at which no sum can overflow. A
+    row with a value that is not finite becomes NaN.
     """
     bound = values.abs().amax(dim, keepdim=True) * values.shape[dim]
     exponent = torch.frexp(bound).exponent.clamp(min=-900)  # a row of zeros must not overflow
     scale = torch.ldexp(torch.ones_like(bound), 62 - exponent)
-    return (values * scale).round_().long().cumsum(dim).double() / scale
+    sums = (values * scale).round_().long().cumsum(dim).double() / scale
+    return sums + 0 * bound

@@ -19,8 +19,8 @@ from rs_d2.losses._paths import takes_cpu_path
 from rs_d2.losses._ranking import scan, scan_, smoothed_step
 
 # Up to so many positives, term by term costs less than the table.
-_NO_BLOCKS = {"cpu": 400, "device": 4096}
-# 2 MB of terms stay in a CPU's cache; 128 MB keep a GPU busy.
+_NO_BLOCKS = {"cpu": 400, "device": 2048}
+# A table of 2 MB stays in a CPU's cache; one of 128 MB keeps a GPU busy.
 _TERMS_AT_ONCE = {"cpu": 1 << 18, "device": 1 << 24}
 
 
@@ -115,18 +115,14 @@ class _Terms:
         Returns:
             [W, C].
         """
-        if len(self.scores) == 1:
-            step = self._steps(self.scores, scores, num_lower)
-            return self.weights[:, 0] @ step.T
-        which = num_lower // self.block
-        step = self._steps(self.scores[which], scores, num_lower % self.block)
-        return (self.weights[:, which] * step).sum(-1)
-
-    def _steps(self, others: Tensor, scores: Tensor, num: Tensor) -> Tensor:
-        """``H(s_j - s_i)`` for the first ``num`` of each row of others, [C, B]."""
+        others, weights, part = self.scores, self.weights, num_lower
+        if len(others) > 1:
+            which, part = num_lower // self.block, num_lower % self.block
+            others, weights = others[which], weights[:, which]
         step = smoothed_step(others - scores[:, None], self.delta)
-        # A mask of floats: 1 at places below num. Comparing and converting would cost more.
-        return step.mul_((num[:, None] - self.place).clamp_(0, 1))
+        # A mask of floats: 1 at places below part. Comparing and converting would cost more.
+        step.mul_((part[:, None] - self.place).clamp_(0, 1))
+        return (weights * step).sum(-1)
 
 
 class _Table:

@@ -57,8 +57,9 @@ def alrp_loss(
 
     Returns:
         Two scalars at least 0, float32 (float64 for float64 logits). Without positives both are 0
-        with zero gradients, attached to ``logits`` and ``localization_errors``. NaN where a logit
-        that takes part or a localisation error is.
+        with zero gradients, attached to ``logits`` and ``localization_errors``. A NaN among the
+        logits that take part makes both NaN; one among the errors, or an infinite one, makes
+        ``localization`` and the logits' gradient so.
 
     Raises:
         ValueError: as ``rank_sort_loss``; or there is not one localisation error per positive.

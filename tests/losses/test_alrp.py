@@ -7,6 +7,7 @@ import reference
 import torch
 
 from rs_d2.losses import alrp_loss
+from rs_d2.losses._paths import device_path
 
 
 def run(logits, targets, errors, delta=1.0, weights=(1.0, 1.0)):
@@ -98,11 +99,18 @@ def test_without_positives_both_are_zeros_attached_to_both_inputs():
     assert errors.grad is not None
 
 
-def test_a_nan_error_makes_the_localization_nan():
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_nan_error_makes_the_localization_and_the_gradient_nan(deterministic):
     logits, targets, errors = random_case(3, 5)
     errors[1] = torch.nan
-    loss = alrp_loss(logits, targets, errors)
-    assert loss.localization.isnan()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with device_path():
+            _, localization, grad, _ = run(logits, targets, errors)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert np.isnan(localization)
+    assert grad.isnan().any()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,21 @@ def test_compiling_changes_nothing(backend):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_code_takes_another_delta_and_size(dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda logits, targets, delta: sum(rank_sort_loss(logits, targets, delta)),
+        backend="aot_eager",
+        fullgraph=True,
+        dynamic=dynamic,
+    )
+    for num_neg, delta in ((100, 0.5), (100, 0.25), (130, 0.25)):
+        logits, targets = random_case(9, num_neg)
+        expected = sum(rank_sort_loss(logits, targets, delta))
+        torch.testing.assert_close(compiled(logits, targets, delta), expected)
+
+
 def test_the_operators_keep_their_promises_to_the_compiler():
     logits, targets = random_case(5, 40, dtype=torch.float32)
     for targets_of_batch in (targets, targets.clamp(max=0)):

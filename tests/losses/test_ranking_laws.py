@@ -228,6 +228,7 @@ def test_integer_scans_give_the_same_under_deterministic_algorithms(loss):
         (torch.zeros(2, dtype=torch.long), torch.zeros(2), 0.5, "logits .* got torch.int64"),
         (torch.zeros(2), torch.zeros(2), -0.1, "delta .* got -0.1"),
         (torch.zeros(2), torch.zeros(2), float("nan"), "delta .* got nan"),
+        (torch.zeros(2), torch.zeros(2), 1e300, r"delta .* got 1e\+300"),
         (torch.zeros(2), torch.tensor([0.0, 1.5]), 0.5, "targets .* got 1.5 at index 1"),
         (torch.zeros(2), torch.tensor([torch.nan, 0]), 0.5, "targets .* got nan at index 0"),
     ],
@@ -240,6 +241,13 @@ def test_wrong_arguments_are_named(name, logits, targets, delta, message):
     }[name]
     with pytest.raises(ValueError, match=f"^{name}: {message}"):
         call(logits, targets, delta=delta)
+
+
+def test_double_precision_tells_logits_beyond_float32_apart(loss, on_both_paths):
+    targets = torch.tensor([0.9, 0.0, 0.3, 0.0])
+    value, _ = run(loss, torch.tensor([1e300, 1e250, 1e200, -1e300], dtype=torch.float64), targets)
+    expected, _ = run(loss, torch.tensor([9.0, 6.0, 3.0, -9.0], dtype=torch.float64), targets)
+    assert value == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_quality_of_one_may_be_rounded_up(loss):
