@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
 from rs_d2._compat import require_detectron2
-from rs_d2.errors import UserError
+from rs_d2.errors import UserError, exit_code
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -94,12 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    try:
-        run(parse_args(argv))
-    except UserError as error:
-        print(" ".join(f"error: {error}".split()), file=sys.stderr, flush=True)
-        return 2
-    return 0
+    return exit_code(lambda: run(parse_args(argv)))
 
 
 def _start(args: argparse.Namespace) -> Any:

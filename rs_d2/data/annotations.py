@@ -6,15 +6,15 @@ a single annotation that cannot be used is left out and counted, so that trainin
 
 from __future__ import annotations
 
-import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rs_d2.data._cleaning import LeftOut, clean_annotations, mostly_masks
 from rs_d2.data._files import read_json
+from rs_d2.entries import EntryError, expect, is_integer, shorten, show
 from rs_d2.errors import UserError
 
 FREQUENCIES = ("r", "c", "f")
@@ -41,10 +41,6 @@ class AnnotationFile:
     left_out: str
 
 
-class _InvalidError(Exception):
-    """A problem within a file; the caller puts the file's name in front."""
-
-
 def read_annotations(path: str | Path) -> AnnotationFile:
     """Read a COCO or LVIS json (`.json` or `.json.gz`) and check every field that is used.
 
@@ -60,7 +56,7 @@ def read_annotations(path: str | Path) -> AnnotationFile:
     content = read_json(path)
     try:
         return _check(path, content)
-    except _InvalidError as problem:
+    except EntryError as problem:
         raise UserError(f"{path}: {problem}") from None
 
 
@@ -119,7 +115,7 @@ def _check(path: Path, content: Any) -> AnnotationFile:
     annotations = clean_annotations(annotations, sizes, has_masks, left_out)
     if all(a.get("iscrowd") for a in annotations):
         extra = f" ({left_out} left out)" if str(left_out) else ""
-        raise _InvalidError(f"annotations: nothing to train or evaluate on{extra}")
+        raise EntryError(f"annotations: nothing to train or evaluate on{extra}")
     return AnnotationFile(
         path=path,
         content=content,
@@ -143,84 +139,67 @@ def _as_crowd(annotation: dict) -> dict:
 
 def _check_tables(content: Any) -> None:
     if not isinstance(content, dict):
-        raise _InvalidError("neither COCO nor LVIS: the top level is not an object")
+        raise EntryError("neither COCO nor LVIS: the top level is not an object")
     for name in ("images", "annotations", "categories"):
         table = content.get(name)
         if not isinstance(table, list):
-            raise _InvalidError(f"{name}: expected a list, found {_show(content, name)}")
+            raise EntryError(f"{name}: expected a list, found {show(content, name)}")
         for index, entry in enumerate(table):
             if not isinstance(entry, dict):
-                raise _InvalidError(f"{name}[{index}]: expected an object, found {_repr(entry)}")
+                raise EntryError(f"{name}[{index}]: expected an object, found {shorten(entry)}")
     for name in ("images", "categories"):
         if not content[name]:
-            raise _InvalidError(f"{name}: the list is empty")
+            raise EntryError(f"{name}: the list is empty")
 
 
 def _check_image(image: dict, where: str) -> None:
-    _expect(image, "id", where, "an integer or a string", lambda v: _is_integer(v) or _is_text(v))
+    expect(image, "id", where, "an integer or a string", lambda v: is_integer(v) or _is_text(v))
     where = f"image {image['id']}"
     for side in ("width", "height"):
-        _expect(image, side, where, "a positive integer", lambda v: _is_integer(v) and v > 0)
+        expect(image, side, where, "a positive integer", lambda v: is_integer(v) and v > 0)
     name = "coco_url" if image.get("coco_url") and not image.get("file_name") else "file_name"
-    _expect(image, name, where, "the name of a file", _is_text)
+    expect(image, name, where, "the name of a file", _is_text)
     for ids in ("neg_category_ids", "not_exhaustive_category_ids"):
         if ids in image:
-            _expect(image, ids, where, "a list of integers", _is_integers)
+            expect(image, ids, where, "a list of integers", _is_integers)
 
 
 def _check_category(category: dict, where: str) -> None:
-    _expect(category, "id", where, "an integer", _is_integer)
+    expect(category, "id", where, "an integer", is_integer)
     where = f"category {category['id']}"
-    _expect(category, "name", where, "a name", _is_text)
+    expect(category, "name", where, "a name", _is_text)
     if "frequency" in category:
-        _expect(category, "frequency", where, "r, c or f", lambda v: v in FREQUENCIES)
+        expect(category, "frequency", where, "r, c or f", lambda v: v in FREQUENCIES)
 
 
 def _check_annotation(annotation: dict, index: int, images: dict, categories: set) -> None:
-    _expect(annotation, "id", f"annotations[{index}]", "an integer", _is_integer)
+    expect(annotation, "id", f"annotations[{index}]", "an integer", is_integer)
     where = f"annotation {annotation['id']}"
     for name, known in (("image_id", images), ("category_id", categories)):
         kind = name.removesuffix("_id")
-        _expect(
+        expect(
             annotation,
             name,
             where,
             f"the id of {'an' if kind == 'image' else 'a'} {kind}",
-            lambda v, known=known: (_is_integer(v) or _is_text(v)) and v in known,
+            lambda v, known=known: (is_integer(v) or _is_text(v)) and v in known,
         )
-    _expect(annotation, "bbox", where, "four numbers [x, y, width, height]", _is_box)
+    expect(annotation, "bbox", where, "four numbers [x, y, width, height]", _is_box)
     if annotation.get("segmentation"):
-        _expect(annotation, "segmentation", where, "polygons or a run-length mask", _is_mask)
+        expect(annotation, "segmentation", where, "polygons or a run-length mask", _is_mask)
 
 
 def _check_ids(entries: list[dict], kind: str) -> None:
     ids = [entry["id"] for entry in entries]
     if len(set(map(type, ids))) > 1:
-        raise _InvalidError(f"{kind} ids: some are integers and some are strings")
+        raise EntryError(f"{kind} ids: some are integers and some are strings")
     repeated = next((i for i, count in Counter(ids).items() if count > 1), None)
     if repeated is not None:
-        raise _InvalidError(f"{kind} {repeated}: the id occurs {ids.count(repeated)} times")
-
-
-def _expect(entry: dict, name: str, where: str, expected: str, fits: Callable[[Any], bool]) -> None:
-    if not fits(entry.get(name)):
-        raise _InvalidError(f"{where}: {name}: expected {expected}, found {_show(entry, name)}")
-
-
-def _show(entry: dict, name: str) -> str:
-    return _repr(entry[name]) if name in entry else "nothing"
-
-
-def _repr(value: Any) -> str:
-    return reprlib.repr(value).replace("\n", " ")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        raise EntryError(f"{kind} {repeated}: the id occurs {ids.count(repeated)} times")
 
 
 def _is_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_integer, value))
+    return isinstance(value, list) and all(map(is_integer, value))
 
 
 def _is_number(value: Any) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from rs_d2.entries import EntryError, shorten, show
 from rs_d2.errors import UserError
 from rs_d2.evaluation._columns import (
     box_column,
@@ -59,27 +59,22 @@ def detections_from(
         if iou_type == "bbox":
             return Detections(images, categories, scores, _boxes(results))
         rles = _rles(results, ground_truth.image_sizes[images])
-    except _EntryError as problem:
+    except EntryError as problem:
         raise UserError(f"{source}: {problem}") from None
     return Detections(images, categories, scores, np.zeros((len(results), 4)), rles)
 
 
-class _EntryError(Exception):
-    """A problem with an entry; the caller puts the file's name in front."""
-
-
-def _wrong(results: Sequence[Any], index: int, key: str, expected: str) -> _EntryError:
+def _wrong(results: Sequence[Any], index: int, key: str, expected: str) -> EntryError:
     entry = results[int(index)]
     if not isinstance(entry, dict):
-        return _EntryError(f"entry {index}: expected an object, found {reprlib.repr(entry)}")
+        return EntryError(f"entry {index}: expected an object, found {shorten(entry)}")
     about = ", ".join(
         f"{name.removesuffix('_id')} {entry[name]}"
         for name in ("image_id", "category_id")
         if name in entry and name != key
     )
-    found = reprlib.repr(entry[key]).replace("\n", " ") if key in entry else "nothing"
     where = f"entry {index} ({about})" if about else f"entry {index}"
-    return _EntryError(f"{where}: {key}: expected {expected}, found {found}")
+    return EntryError(f"{where}: {key}: expected {expected}, found {show(entry, key)}")
 
 
 def _column(results: Sequence[Any], key: str, expected: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NoReturn
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from pycocotools import mask as mask_util
 
+from rs_d2.entries import EntryError, expect, is_integer, shorten, show
 from rs_d2.errors import UserError
 from rs_d2.evaluation._columns import (
     box_column,
@@ -43,12 +43,8 @@ def ground_truth_from(content: Any, style: str, source: str = "ground truth") ->
         raise UserError(f"'{style}' is not one of {', '.join(STYLES)}")
     try:
         return _read(content, style)
-    except _EntryError as problem:
+    except EntryError as problem:
         raise UserError(f"{source}: {problem}") from None
-
-
-class _EntryError(Exception):
-    """A problem with an entry; the caller puts the file's name in front."""
 
 
 def _read(content: Any, style: str) -> GroundTruth:
@@ -90,26 +86,26 @@ def _read(content: Any, style: str) -> GroundTruth:
 
 def _check(content: Any) -> None:
     if not isinstance(content, dict):
-        raise _EntryError("neither COCO nor LVIS: the top level is not an object")
+        raise EntryError("neither COCO nor LVIS: the top level is not an object")
     for name in ("images", "categories", "annotations"):
         table = content.get(name)
         if not isinstance(table, list):
-            raise _EntryError(f"{name}: expected a list, found {_show(content, name)}")
+            raise EntryError(f"{name}: expected a list, found {show(content, name)}")
         for index, entry in enumerate(table):
             if not isinstance(entry, dict):
-                raise _EntryError(f"{name}[{index}]: expected an object, found {_repr(entry)}")
+                raise EntryError(f"{name}[{index}]: expected an object, found {shorten(entry)}")
     for name in ("images", "categories"):
         if not content[name]:
-            raise _EntryError(f"{name}: the list is empty")
+            raise EntryError(f"{name}: the list is empty")
     for index, image in enumerate(content["images"]):
-        _expect(image, "id", f"images[{index}]", "an integer or a string", _is_id)
+        expect(image, "id", f"images[{index}]", "an integer or a string", _is_id)
         for side in ("height", "width"):
-            _expect(image, side, f"image {image['id']}", "a positive integer", _is_size)
+            expect(image, side, f"image {image['id']}", "a positive integer", _is_size)
     for index, category in enumerate(content["categories"]):
-        _expect(category, "id", f"categories[{index}]", "an integer", _is_integer)
+        expect(category, "id", f"categories[{index}]", "an integer", is_integer)
         group = category.get("frequency")
         if group is not None and group not in FREQUENCIES:
-            _expect(category, "frequency", f"category {category['id']}", "r, c or f", lambda _: 0)
+            expect(category, "frequency", f"category {category['id']}", "r, c or f", lambda _: 0)
     _check_unique(content["images"], "image")
     _check_unique(content["categories"], "category")
 
@@ -118,10 +114,10 @@ def _check_unique(entries: Sequence[dict], kind: str) -> None:
     seen: set[Any] = set()
     for entry in entries:
         if entry["id"] in seen:
-            raise _EntryError(f"{kind} {entry['id']}: the id occurs twice")
+            raise EntryError(f"{kind} {entry['id']}: the id occurs twice")
         seen.add(entry["id"])
     if len({isinstance(identity, str) for identity in seen}) > 1:
-        raise _EntryError(f"{kind} ids: some are integers and some are strings")
+        raise EntryError(f"{kind} ids: some are integers and some are strings")
 
 
 def _known_places(annotations: Sequence[dict], key: str, ids: np.ndarray) -> np.ndarray:
@@ -146,9 +142,7 @@ def _raise_first(
     """Name the first annotation whose value does not fit, where there is one."""
     index = next(i for i, a in enumerate(annotations) if not fits(a.get(key)))
     where = f"annotation {annotations[index].get('id', f'number {index}')}"
-    raise _EntryError(
-        f"{where}: {key}: expected {expected}, found {_show(annotations[index], key)}"
-    )
+    raise EntryError(f"{where}: {key}: expected {expected}, found {show(annotations[index], key)}")
 
 
 def _federation(
@@ -165,8 +159,8 @@ def _federation(
 def _listed(images: Sequence[dict], key: str, category_ids: np.ndarray) -> np.ndarray:
     listed = [image.get(key) or [] for image in images]
     for image, ids in zip(images, listed, strict=True):
-        if not isinstance(ids, list) or not all(map(_is_integer, ids)):
-            _expect(image, key, f"image {image['id']}", "a list of integers", lambda _: 0)
+        if not isinstance(ids, list) or not all(map(is_integer, ids)):
+            expect(image, key, f"image {image['id']}", "a list of integers", lambda _: 0)
     owners = np.repeat(np.arange(len(images)), [len(ids) for ids in listed])
     categories = places(category_ids, np.array([*chain.from_iterable(listed)], dtype=np.int64))
     inside = categories >= 0  # lists of a full set remain in a subset with fewer classes
@@ -193,26 +187,9 @@ def _area(annotation: dict, size: list[int]) -> float:
     return float(annotation["bbox"][2]) * float(annotation["bbox"][3])
 
 
-def _expect(entry: dict, name: str, where: str, expected: str, fits: Callable[[Any], Any]) -> None:
-    if not fits(entry.get(name)):
-        raise _EntryError(f"{where}: {name}: expected {expected}, found {_show(entry, name)}")
-
-
-def _show(entry: dict, name: str) -> str:
-    return _repr(entry[name]) if name in entry else "nothing"
-
-
-def _repr(value: Any) -> str:
-    return reprlib.repr(value).replace("\n", " ")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_id(value: Any) -> bool:
-    return _is_integer(value) or isinstance(value, str)
+    return is_integer(value) or isinstance(value, str)
 
 
 def _is_size(value: Any) -> bool:
-    return _is_integer(value) and value > 0
+    return is_integer(value) and value > 0

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from conftest import shared
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rs_d2.evaluation import detections_from, ground_truth_from
 
@@ -25,3 +26,15 @@ def golden(request):
     results = read(folder / expected["detections"])
     iou_type = expected["iou_type"]
     return truth, detections_from(results, truth, iou_type), iou_type, expected
+
+
+@pytest.fixture
+def clean_catalogs(tmp_path, monkeypatch):
+    """Forget the data sets that a test registers, and keep its cache to itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    catalogs = (DatasetCatalog, MetadataCatalog)
+    before = [set(catalog.list()) for catalog in catalogs]
+    yield
+    for catalog, names in zip(catalogs, before, strict=True):
+        for name in set(catalog.list()) - names:
+            catalog.pop(name)

@@ -19,13 +19,7 @@ from rs_d2.evaluation import RSCOCOEvaluator, RSLVISEvaluator, build_evaluator
 
 NAME = "built_evaluation"
 
-
-@pytest.fixture(autouse=True)
-def clean(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.pop(NAME, None)
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 def config(mask_on):

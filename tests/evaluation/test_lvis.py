@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools import mask as mask_util
@@ -19,13 +19,7 @@ from rs_d2.evaluation import RSLVISEvaluator
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 NAME = "lvis_evaluation"
 
-
-@pytest.fixture(autouse=True)
-def clean(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.pop(NAME, None)
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 def official(name):
