@@ -1,6 +1,6 @@
 """Time and memory of Rank & Sort Loss, forward and backward, beside other ways to compute it.
 
-    python benchmarks/bm_losses.py                  # all sizes; about 15 minutes on a CPU
+    python benchmarks/bm_losses.py                  # all sizes; about ten minutes on a CPU
     python benchmarks/bm_losses.py --quick          # the small ones; a minute
     python benchmarks/bm_losses.py --device cuda
 
