@@ -135,8 +135,8 @@ MEASURED = (
     Measurement(
         "quick/rs_mask_rcnn_digits.yaml",
         "digits (generated)",
-        "480 iterations of 4 images, two CPU cores, 6 min 30 s",
-        "box AP 34.9, AP50 57.2; mask AP 32.8, AP50 56.1",
+        "480 iterations of 4 images, two CPU cores, 6 min",
+        "box AP 33.4, AP50 57.3, oLRP 73.4; mask AP 32.2, AP50 55.7, oLRP 74.3",
     ),
     Measurement(
         "quick/rs_mask_rcnn_own_data.yaml",
