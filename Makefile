@@ -23,6 +23,6 @@ lint: env
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "kept: output/, the data sets, and the shared environment in the user's cache folder"
