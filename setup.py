@@ -12,7 +12,13 @@ EXTRAS = {
     "digits": ["scikit-learn>=1.3"],  # the demo's data set
     "evaluation": ["hotcoco>=1.3,<2", "matplotlib"],  # fast AP, the report
     "lvis": ["lvis>=0.5.3"],  # LVIS evaluation without hotcoco; brings opencv-python
-    "dev": ["pytest>=8", "pytest-timeout>=2.2", "pytest-xdist>=3.5", "ruff>=0.6"],
+    "dev": [
+        "hypothesis>=6.100",
+        "pytest>=8",
+        "pytest-timeout>=2.2",
+        "pytest-xdist>=3.5",
+        "ruff>=0.6",
+    ],
 }
 EXTRAS["all"] = [requirement for extra in EXTRAS.values() for requirement in extra]
 
