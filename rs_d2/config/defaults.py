@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rs_d2.config.heads import lookup
 from rs_d2.errors import UserError
 
 # Allowed values of every key that is a closed list; ``check_choices`` enforces them.
@@ -138,21 +139,15 @@ def check_choices(cfg: Any) -> None:
         UserError: the first key with a value that is not allowed, and the values that are.
     """
     for key, allowed in CHOICES.items():
-        value = _lookup(cfg, key)
+        value = lookup(cfg, key)
         if value not in allowed:
             raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
     for key in ("MODEL.RPN.LOW_QUALITY_MIN_IOU", "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU"):
-        if not 0 < _lookup(cfg, key) <= 1:
-            raise UserError(f"{key}: {_lookup(cfg, key)} is not in (0, 1]")
+        if not 0 < lookup(cfg, key) <= 1:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
     for key in ("MODEL.RPN.CRITERION.DELTA", "MODEL.ROI_BOX_HEAD.CRITERION.DELTA"):
-        if not 0 <= _lookup(cfg, key) < float("inf"):
-            raise UserError(f"{key}: {_lookup(cfg, key)} is not a number >= 0")
+        if not 0 <= lookup(cfg, key) < float("inf"):
+            raise UserError(f"{key}: {lookup(cfg, key)} is not a number >= 0")
     if cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES < 1:
         value = cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES
         raise UserError(f"MODEL.ROI_MASK_HEAD.MAX_POSITIVES: {value} is not at least 1")
-
-
-def _lookup(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        cfg = getattr(cfg, part)
-    return cfg
