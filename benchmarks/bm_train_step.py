@@ -4,9 +4,11 @@
     python benchmarks/bm_train_step.py --device cuda --size 800 --images 4
 
 Each pair is one model on one batch with the same number of RoIs (nothing is sampled), once with
-cross-entropy (RetinaNet: focal loss) and once with Rank & Sort Loss, in turn, in one process. The
-loss's time is that inside the criteria: targets, weights and box loss included, the backward pass
-not, which favours cross-entropy, as Rank & Sort Loss has its gradient by then. On a CPU the
+cross-entropy (dense detectors: focal loss) and once with Rank & Sort Loss, in turn, in one process.
+ATSS and PAA have three anchors per cell with both; "as published" the baseline has one.
+
+The loss's time is that inside the criteria: targets, weights and box loss included, the backward
+pass not, which favours cross-entropy, as Rank & Sort Loss has its gradient by then. On a CPU the
 convolutions take seconds, so the loss's share says more there than the ratio of the steps.
 """
 
@@ -30,7 +32,7 @@ from retinanet import RankSortRetinaNet
 from torch import nn
 from tqdm import tqdm
 
-from rs_d2.criterion import CrossEntropyCriterion, RankSortCriterion
+from rs_d2.criterion import CrossEntropyCriterion, FocalCriterion, RankSortCriterion
 from rs_d2.engine.configs import find_config, load_config
 
 LOSSES = ("baseline", "rank_sort")
@@ -45,7 +47,7 @@ class LossClock:
         self.seconds, self.positives = 0.0, 0
         self._device, self._running = device, False
         for module in model.modules():
-            if isinstance(module, (CrossEntropyCriterion, RankSortCriterion)):
+            if isinstance(module, (CrossEntropyCriterion, FocalCriterion, RankSortCriterion)):
                 module.forward = partial(self._run, module.forward)
         if isinstance(model, RetinaNet):
             model.losses = partial(self._run, model.losses)
@@ -86,6 +88,20 @@ def retinanet_config(loss: str) -> CfgNode:
     return cfg
 
 
+def dense_config(architecture: str, loss: str, *, as_published: bool = False) -> CfgNode:
+    """A shipped dense detector; its baseline gets the same anchors, if not as published."""
+    ranked = f"configs/COCO-Detection/rs_{architecture}_R_50_FPN_1x.yaml"
+    opts = ["MODEL.WEIGHTS", ""]
+    if loss == "rank_sort":
+        return load_config(find_config(ranked), opts)[0]
+    name = f"configs/COCO-Detection/{architecture}_R_50_FPN_1x.yaml"
+    cfg = load_config(find_config(name), opts)[0]
+    if not as_published:
+        anchors = load_config(find_config(ranked), opts)[0].MODEL.ANCHOR_GENERATOR.SIZES
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors
+    return cfg
+
+
 CONFIGS = {
     "Faster R-CNN": "configs/COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml",
     "Mask R-CNN": "configs/COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml",
@@ -94,6 +110,10 @@ CONFIGS = {
 MODELS: dict[str, Callable[[str], CfgNode]] = {
     **{name: partial(rcnn_config, path) for name, path in CONFIGS.items()},
     "RetinaNet": retinanet_config,
+    "ATSS": partial(dense_config, "atss"),
+    "PAA": partial(dense_config, "paa"),
+    "ATSS as published": partial(dense_config, "atss", as_published=True),
+    "PAA as published": partial(dense_config, "paa", as_published=True),
 }
 
 

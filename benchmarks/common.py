@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from rs_d2.checkpoint.revision import code_revision
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -91,7 +92,7 @@ def metadata(device: str = "cpu") -> dict[str, Any]:
     versions = {name: _version(name) for name in ("torch", "torchvision", "detectron2", "numpy")}
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "revision": _revision(),
+        "revision": code_revision() or None,
         "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -167,13 +168,6 @@ def _version(name: str) -> str | None:
         return packages.version(name)
     except packages.PackageNotFoundError:
         return None
-
-
-def _revision() -> str | None:
-    command = ["git", "describe", "--always", "--dirty"]
-    folder = Path(__file__).resolve().parent
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def _cpu_name() -> str:

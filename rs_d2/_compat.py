@@ -7,6 +7,7 @@ Nothing here imports Detectron2 at module level, so the pure half of the package
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import socket
 from collections.abc import Callable
@@ -84,6 +85,12 @@ def config_dir() -> Path:
         if folder.is_dir():
             return folder
     raise UserError(f"no configs folder in or beside {_PACKAGE}; install rs_d2 again")
+
+
+def cache_dir(part: str) -> Path:
+    """The folder for one kind of files in the user's cache; it need not be there."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "rs_d2" / part
 
 
 def put_scalar(name: str, value: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rs_d2.losses import rank_sort_loss
-from rs_d2.losses.classification import cross_entropy_loss
+from rs_d2.losses.classification import cross_entropy_loss, focal_loss
 from rs_d2.losses.mask import MaskLoss
 from rs_d2.losses.regression import BoxLoss
 from rs_d2.targets.labels import LabelFunction
@@ -126,6 +126,47 @@ class CrossEntropyCriterion(nn.Module):
         box = self.box_loss(pred_boxes, gt_boxes).sum() / count
         weights = uniform_weights(logits, pred_boxes, gt_boxes)
         return LossOutput({"cls": cls, "box": box}, weights, cls.detach())
+
+
+class FocalCriterion(nn.Module):
+    """The dense detectors' baseline: focal loss, and a box loss weighted by the boxes' quality.
+
+    ``cls = sum of focal losses / P`` and ``box = weight * sum_i q_i L_i / sum_i q_i``.
+    """
+
+    def __init__(
+        self, *, num_classes: int, alpha: float, gamma: float, box_loss: BoxLoss, box_weight: float
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_columns = num_classes
+        self.alpha = alpha
+        self.gamma = gamma
+        self.box_loss = box_loss
+        self.box_weight = box_weight
+
+    def forward(
+        self,
+        logits: Tensor,
+        gt_classes: Tensor,
+        pred_boxes: Tensor,
+        gt_boxes: Tensor,
+        quality: Tensor,
+    ) -> LossOutput:
+        """The losses ``cls`` and ``box``; further arguments as :class:`RankSortCriterion`'s.
+
+        Args:
+            logits: [R, K].
+            gt_classes: [R].
+            pred_boxes: [P, 4].
+            gt_boxes: [P, 4].
+            quality: [P], in [0, 1], detached: what the detector's quality branch is to predict.
+        """
+        used = (gt_classes >= 0).nonzero().squeeze(1)
+        count = max(len(pred_boxes), 1)
+        cls = focal_loss(logits[used], gt_classes[used], self.alpha, self.gamma).sum() / count
+        box = weighted_mean(self.box_loss(pred_boxes, gt_boxes), quality) * self.box_weight
+        return LossOutput({"cls": cls, "box": box}, quality, cls.detach())
 
 
 class MaskCriterion(NamedTuple):

@@ -1,9 +1,10 @@
-"""The one exception that means "the user can fix this", and how programs end on it."""
+"""The one exception that means "the user can fix this", how programs end on it, and a hint."""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -21,3 +22,9 @@ def exit_code(program: Callable[[], None]) -> int:
         print(" ".join(f"error: {error}".split()), file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one; empty if none is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

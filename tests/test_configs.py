@@ -152,6 +152,9 @@ def test_a_value_outside_a_closed_list_is_named(key):
         ("MODEL.RPN.CRITERION.DELTA", -1.0),
         ("MODEL.ROI_BOX_HEAD.CRITERION.DELTA", float("nan")),
         ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", 0),
+        ("MODEL.DENSE_HEAD.ASSIGN_TOPK", 0),
+        ("MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU", 0.0),
+        ("MODEL.DENSE_HEAD.CRITERION.DELTA", -0.5),
     ],
 )
 def test_a_number_out_of_range_is_named(key, value):

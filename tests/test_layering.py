@@ -35,8 +35,8 @@ ALLOWED = {
     "modeling": PURE | {"config", "_compat"},
     "evaluation": {"ops", "_compat", "imbalance"},
     "data": {"ops", "_compat"},
-    "checkpoint": {"ops", "_compat"},
-    "model_zoo": {"_compat"},
+    "checkpoint": {"ops", "_compat", "config"},
+    "model_zoo": {"_compat", "config", "checkpoint", "engine"},
 }
 
 

@@ -67,7 +67,7 @@ def error_line(capfd):
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "max"], "'max' is not one of value, norm, full_model"),
         (
             ["DATASETS.TRAIN", "('digits_trian',)"],
-            "digits_trian is not known; nearest: digits_train",
+            "digits_trian is not known; did you mean digits_train?",
         ),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH: 0 cannot be split"),
     ],

@@ -13,6 +13,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from rs_d2 import add_rs_config
+from rs_d2.config import lookup, num_classes_key, score_thresh_key
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEAVES = sorted(CONFIGS.glob("[A-Z]*/*.yaml"))
@@ -26,7 +27,7 @@ def small(path):
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.merge_from_list([score_thresh_key(cfg), 0.0])
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
     return cfg
 
@@ -55,7 +56,7 @@ def test_a_training_step_reaches_every_parameter(path):
     cfg = small(path)
     model = build_model(cfg)
     tame(model)
-    batch = [example(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
+    batch = [example(lookup(cfg, num_classes_key(cfg)))]
     with EventStorage():
         losses = model(batch)
     assert all(loss.isfinite() for loss in losses.values())

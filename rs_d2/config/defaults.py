@@ -3,7 +3,9 @@
 Where Detectron2 already has a key with the same meaning it is reused, not doubled:
 ``MODEL.RPN.LOSS_WEIGHT`` is the constant 0.20 on all three RPN terms, ``*.BBOX_REG_WEIGHTS`` are
 the inverse standard deviations of the box deltas, ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` is the
-pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS.
+pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS. ATSS and PAA read
+``MODEL.RETINANET`` for what they share with RetinaNet: classes, features, number of convolutions,
+norm, prior, box weights, focal loss, thresholds of the test.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.RPN.CRITERION.BALANCE": ("value", "constant"),
     "MODEL.ROI_BOX_HEAD.CRITERION.BALANCE": ("value", "constant"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": ("value", "constant"),
+    "MODEL.DENSE_HEAD.CRITERION.LOSS": ("rank_sort", "focal"),
+    "MODEL.DENSE_HEAD.CRITERION.LABELS": ("iou", "binary"),
+    "MODEL.DENSE_HEAD.CRITERION.WEIGHTS": ("score", "iou", "none"),
+    "MODEL.DENSE_HEAD.CRITERION.BOX_LOSS": ("giou", "iou"),
+    "MODEL.DENSE_HEAD.CRITERION.BALANCE": ("value", "constant"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
     "TEST.EVALUATOR_ENGINE": ("auto", "hotcoco", "reference"),
@@ -46,6 +53,7 @@ def add_rs_config(cfg: Any) -> None:
     cfg.MODEL.RPN.CRITERION = _detection_criterion(node)
     cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
+    cfg.MODEL.DENSE_HEAD = _dense_head(node)
     _add_assignment_keys(cfg)
     _add_training_keys(cfg)
 
@@ -55,6 +63,8 @@ def _detection_criterion(node: type) -> Any:
     criterion = node()
     # rank_sort: Rank & Sort Loss over class-wise sigmoid logits, no background column.
     # cross_entropy: Detectron2's baseline (softmax with a background column in the box head).
+    # focal, in place of it in dense heads: their baseline, with a branch that predicts centerness
+    # (ATSS) or IoU (PAA); the keys below but BOX_LOSS are ignored then.
     criterion.LOSS = "rank_sort"
     # Half width of the ramp that smooths the step function, in logits ("delta_RS" in the paper,
     # which found 0.50 best of 0.25 to 1.0). 0 is the hard step.
@@ -84,6 +94,24 @@ def _mask_criterion(node: type) -> Any:
     # value: scaled to the box head's ranking + sorting; constant: left as it is.
     criterion.BALANCE = "value"
     return criterion
+
+
+def _dense_head(node: type) -> Any:
+    """What ATSS and PAA do not share with RetinaNet."""
+    head = node()
+    head.CRITERION = _detection_criterion(node)
+    # Anchors that an object takes as candidates from each level ("k" in both papers).
+    head.ASSIGN_TOPK = 9
+    # PAA: anchors of at least this IoU with an object, in (0, 1], are its candidates.
+    head.CANDIDATE_MIN_IOU = 0.1
+    # Weight of the box loss with focal loss (published: ATSS 2.0, PAA 1.3), and in the sum of
+    # losses by which PAA separates positives from negatives (1.0 with Rank & Sort Loss).
+    head.BOX_LOSS_WEIGHT = 1.0
+    # Weight of the loss of the branch that focal loss brings (published: ATSS 1.0, PAA 0.5).
+    head.QUALITY_LOSS_WEIGHT = 1.0
+    # PAA: replace each detection's box by a mean of the boxes around it.
+    head.SCORE_VOTING = True
+    return head
 
 
 def _add_assignment_keys(cfg: Any) -> None:
@@ -142,12 +170,17 @@ def check_choices(cfg: Any) -> None:
         value = lookup(cfg, key)
         if value not in allowed:
             raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
-    for key in ("MODEL.RPN.LOW_QUALITY_MIN_IOU", "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU"):
+    for key in (
+        "MODEL.RPN.LOW_QUALITY_MIN_IOU",
+        "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU",
+        "MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU",
+    ):
         if not 0 < lookup(cfg, key) <= 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
-    for key in ("MODEL.RPN.CRITERION.DELTA", "MODEL.ROI_BOX_HEAD.CRITERION.DELTA"):
+    for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
+        key = f"MODEL.{head}.CRITERION.DELTA"
         if not 0 <= lookup(cfg, key) < float("inf"):
             raise UserError(f"{key}: {lookup(cfg, key)} is not a number >= 0")
-    if cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES < 1:
-        value = cfg.MODEL.ROI_MASK_HEAD.MAX_POSITIVES
-        raise UserError(f"MODEL.ROI_MASK_HEAD.MAX_POSITIVES: {value} is not at least 1")
+    for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
+        if lookup(cfg, key) < 1:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")

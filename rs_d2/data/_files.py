@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from rs_d2._compat import cache_dir
 from rs_d2.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
@@ -138,8 +139,7 @@ def _candidates(image: dict, root: Path) -> list[str]:
 
 def _cache_dir() -> Path:
     """A folder for completed annotation files; a temporary one where the home is read-only."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(home) / "rs_d2" / "annotations"
+    folder = cache_dir("annotations")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):

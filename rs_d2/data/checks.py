@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rs_d2.errors import UserError
+from rs_d2.errors import UserError, did_you_mean
 
 _EMBEDDED = ("digits_train", "digits_val")  # made when first loaded
 
@@ -27,15 +26,15 @@ def check_datasets(names: Iterable[str]) -> None:
         names: names in Detectron2's catalog.
 
     Raises:
-        UserError: A name is unknown (with the nearest known ones), or a file or folder is missing.
+        UserError: A name is unknown (with the nearest known one), or a file or folder is missing.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     for name in names:
         if name not in DatasetCatalog:
-            raise UserError(
-                f"data set {name} is not known; {_nearest(name, DatasetCatalog.list())}"
-            )
+            known = DatasetCatalog.list()
+            hint = did_you_mean(name, known) or f"; known: {', '.join(sorted(known))}"
+            raise UserError(f"data set {name} is not known{hint}")
         if name in _EMBEDDED:
             continue
         metadata = MetadataCatalog.get(name)
@@ -47,12 +46,13 @@ def check_datasets(names: Iterable[str]) -> None:
                 raise UserError(_missing(name, f"folder {Path(image_root, part)}"))
 
 
-def check_num_classes(names: Iterable[str], num_classes: int) -> None:
+def check_num_classes(names: Iterable[str], num_classes: int, key: str) -> None:
     """Make sure that a model has one output per class of each data set.
 
     Args:
         names: names in Detectron2's catalog.
-        num_classes: ``MODEL.ROI_HEADS.NUM_CLASSES``.
+        num_classes: outputs of the model.
+        key: of the config, where that number stands.
 
     Raises:
         UserError: A data set has another number of classes; sets that state none are passed over.
@@ -63,14 +63,9 @@ def check_num_classes(names: Iterable[str], num_classes: int) -> None:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
             raise UserError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES: {num_classes}, but data set {name} has "
+                f"{key}: {num_classes}, but data set {name} has "
                 f"{len(classes)} classes"
             )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(sorted(known))}"
 
 
 def _missing(name: str, what: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from fvcore.common.registry import Registry
 from rs_d2._compat import config_dir
 from rs_d2.config import add_rs_config, check_choices
 from rs_d2.engine.solver import check_clip_type
-from rs_d2.errors import UserError
+from rs_d2.errors import UserError, did_you_mean
 
 _UNKNOWN_KEY = re.compile(r"[Nn]on-existent (?:config )?key: ([^\s'\"]+)")
 _WRONG_TYPE = re.compile(
@@ -51,12 +50,28 @@ def load_config(config_file: str, opts: Sequence[str]) -> tuple[CfgNode, set[str
     named: set[str] = set(opts[0::2])
     if config_file:
         named.update(_merge_file(cfg, config_file))
-    for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        try:
-            cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(_explain(error, cfg, culprit=key)) from error
+    merge_pairs(cfg, opts)
     return cfg, named
+
+
+def config_from_text(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Merge a config's whole text, as a checkpoint holds it, and KEY VALUE pairs into the defaults.
+
+    Args:
+        text: yaml with plain types.
+        source: name of the file, for messages.
+        opts: keys and values in turn.
+
+    Raises:
+        UserError: The text is not a config of this version, or a pair is wrong.
+    """
+    cfg, _ = load_config("", ())
+    try:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    except (yaml.YAMLError, AssertionError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{source}: its config: {_explain(error, cfg, 'a value')}") from error
+    merge_pairs(cfg, opts)
+    return cfg
 
 
 def find_config(name: str) -> str:
@@ -72,7 +87,7 @@ def find_config(name: str) -> str:
         if (folder / name).is_file():
             return str(folder / name)
     known = [str(path.relative_to(packaged)) for path in packaged.glob("**/*.yaml")]
-    raise UserError(f"--config-file: {name} does not exist{_nearest(name, known)}")
+    raise UserError(f"--config-file: {name} does not exist{did_you_mean(name, known)}")
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -86,7 +101,7 @@ def check_config(cfg: CfgNode) -> None:
     for key, name, registry in _registered_names(cfg):
         if name not in registry:
             known = [entry for entry, _ in registry]
-            raise UserError(f"{key}: '{name}' is not registered{_nearest(name, known)}")
+            raise UserError(f"{key}: '{name}' is not registered{did_you_mean(name, known)}")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
@@ -103,6 +118,19 @@ def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
         yield "MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY
     if model.MASK_ON:
         yield "MODEL.ROI_MASK_HEAD.NAME", model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY
+
+
+def merge_pairs(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs into a config, in place.
+
+    Raises:
+        UserError: A key or the type of a value is wrong.
+    """
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(_explain(error, cfg, culprit=key)) from error
 
 
 def _merge_file(cfg: CfgNode, path: str) -> set[str]:
@@ -136,7 +164,7 @@ def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
     """Put yacs' many kinds of complaint into one line."""
     text = " ".join(str(error).split())
     if unknown := _UNKNOWN_KEY.search(text):
-        return f"{unknown[1]} is not a config key{_nearest(unknown[1], _keys(cfg))}"
+        return f"{unknown[1]} is not a config key{did_you_mean(unknown[1], _keys(cfg))}"
     if wrong := _WRONG_TYPE.search(text):
         return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
     return f"{culprit} is not valid: {text}"
@@ -147,8 +175,3 @@ def _explain_yaml(error: yaml.YAMLError, path: str) -> str:
     if mark is None:
         return f"--config-file: {path} is not valid yaml"
     return f"--config-file: {mark.name}, line {mark.line + 1}: {error.problem}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""

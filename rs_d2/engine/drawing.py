@@ -232,6 +232,9 @@ def _sheet(pairs: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
 
 
 def _model_title(cfg: CfgNode) -> str:
+    if cfg.MODEL.META_ARCHITECTURE in ("ATSS", "PAA"):
+        loss = "RS-" if cfg.MODEL.DENSE_HEAD.CRITERION.LOSS == "rank_sort" else ""
+        return f"{loss}{cfg.MODEL.META_ARCHITECTURE}"
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return "prediction"
     loss = "RS-" if cfg.MODEL.ROI_HEADS.NAME.startswith("RS") else ""

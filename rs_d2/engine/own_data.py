@@ -9,6 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from rs_d2.config import lookup, num_classes_key
 from rs_d2.data import CustomDataset, register_custom
 from rs_d2.errors import UserError
 
@@ -41,10 +42,11 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
         cfg.DATASETS.TRAIN = (OWN_TRAIN,)
     cfg.DATASETS.TEST = (OWN_VAL,) if val is not None else ()
     num_classes = len(leading.thing_classes)
-    stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if "MODEL.ROI_HEADS.NUM_CLASSES" in given and stated != num_classes:
+    key = num_classes_key(cfg)
+    stated = lookup(cfg, key)
+    if key in given and stated != num_classes:
         raise UserError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: {stated}, but {leading.name} has {num_classes} classes;"
+            f"{key}: {stated}, but {leading.name} has {num_classes} classes;"
             " leave the key out, it is set from the json"
         )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes

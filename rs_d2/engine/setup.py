@@ -14,6 +14,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from rs_d2.config import is_dense, lookup, num_classes_key
 from rs_d2.data import check_datasets, check_num_classes
 from rs_d2.engine.checkpointer import check_weights
 from rs_d2.engine.configs import check_config, find_config, load_config
@@ -65,7 +66,7 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
         args: arguments from ``parse_args``.
         notes: lines from ``setup``, logged once.
     """
-    _silence_torch()
+    silence_torch()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rs_d2")
     if not {OWN_TRAIN, OWN_VAL}.intersection(DatasetCatalog.keys()):  # a process started anew
@@ -111,7 +112,7 @@ def resolve_device(cfg: CfgNode, *, explicit: bool, num_processes: int) -> list[
     return [] if found else [_cpu_line(found, num_processes)]
 
 
-def _silence_torch() -> None:
+def silence_torch() -> None:
     """Silence two remarks about Detectron2's code that no user can act on."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA_HOME on a CPU
     warnings.filterwarnings("ignore", message="torch.meshgrid")
@@ -130,8 +131,9 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
         raise UserError("DATASETS.TRAIN is empty: give --config-file or --train-json (see --help)")
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(names)
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        check_num_classes(names, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" or is_dense(cfg):
+        key = num_classes_key(cfg)
+        check_num_classes(names, lookup(cfg, key), key)
 
 
 def _make_output_dir(cfg: CfgNode) -> None:

@@ -1,10 +1,11 @@
-"""The cross-entropy baseline, for comparisons with Detectron2's own heads."""
+"""Classification losses of the baselines, one value per candidate."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 
 def cross_entropy_loss(logits: Tensor, gt_classes: Tensor, num_classes: int) -> Tensor:
@@ -20,6 +21,27 @@ def cross_entropy_loss(logits: Tensor, gt_classes: Tensor, num_classes: int) -> 
     """
     if logits.shape[1] == num_classes + 1:
         return F.cross_entropy(logits, gt_classes, reduction="none")
-    one_hot = F.one_hot(gt_classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
+    one_hot = _one_hot(gt_classes, num_classes).to(logits.dtype)
     per_class = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
     return torch.sum(per_class, dim=1)
+
+
+def focal_loss(logits: Tensor, gt_classes: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss ``-alpha_t (1 - p_t)^gamma log p_t`` of each candidate, summed over the classes.
+
+    Args:
+        logits: [R, K], class-wise sigmoids.
+        gt_classes: [R], int64 in [0, K], K the background.
+        alpha: weight of a positive class, 1 - alpha that of a negative one; below 0 neither.
+        gamma: how much easy ones lose influence, >= 0.
+
+    Returns:
+        [R], float32 or wider; empty for R = 0.
+    """
+    work = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    one_hot = _one_hot(gt_classes, logits.shape[1]).to(work.dtype)
+    return sigmoid_focal_loss(work, one_hot, alpha, gamma, reduction="none").sum(dim=1)
+
+
+def _one_hot(gt_classes: Tensor, num_classes: int) -> Tensor:
+    return F.one_hot(gt_classes, num_classes + 1)[:, :num_classes]

@@ -20,7 +20,8 @@ Baselines with cross-entropy stand beside them: `COCO-Detection/faster_rcnn_R_50
 `COCO-Detection/cascade_rcnn_R_50_FPN_1x.yaml`,
 `COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml` and
 `LVIS-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml`, with Detectron2's heads and samplers on the
-same backbone and schedule.
+same backbone and schedule. `COCO-Detection/atss_R_50_FPN_1x.yaml` and
+`COCO-Detection/paa_R_50_FPN_1x.yaml` are the dense detectors with focal loss.
 """
 _METRICS = ("AP", "AP50", "AP75", "oLRP", "Loc", "FP", "FN")
 

@@ -1,6 +1,7 @@
 """Detectron2 components; importing this package registers them."""
 
 from rs_d2.modeling import backbone  # noqa: F401
+from rs_d2.modeling.dense import ATSS, PAA
 from rs_d2.modeling.proposal_generator import RSRPN
 from rs_d2.modeling.roi_heads import (
     RSCascadeROIHeads,
@@ -10,6 +11,8 @@ from rs_d2.modeling.roi_heads import (
 )
 
 __all__ = [
+    "ATSS",
+    "PAA",
     "RSRPN",
     "RSCascadeROIHeads",
     "RSFastRCNNOutputLayers",

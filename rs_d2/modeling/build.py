@@ -6,7 +6,12 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from rs_d2.balancing import BALANCERS
-from rs_d2.criterion import CrossEntropyCriterion, MaskCriterion, RankSortCriterion
+from rs_d2.criterion import (
+    CrossEntropyCriterion,
+    FocalCriterion,
+    MaskCriterion,
+    RankSortCriterion,
+)
 from rs_d2.losses.mask import MASK_LOSSES
 from rs_d2.losses.regression import BOX_LOSSES
 from rs_d2.targets.labels import LABELS
@@ -14,7 +19,7 @@ from rs_d2.targets.weights import WEIGHTS
 
 
 def build_detection_criterion(node: CfgNode, num_classes: int) -> nn.Module:
-    """The criterion described by ``MODEL.RPN.CRITERION`` or ``MODEL.ROI_BOX_HEAD.CRITERION``."""
+    """The criterion described by ``MODEL.RPN.CRITERION`` or another head's node of that name."""
     if node.LOSS == "cross_entropy":
         return CrossEntropyCriterion(num_classes=num_classes, box_loss=BOX_LOSSES[node.BOX_LOSS])
     return RankSortCriterion(
@@ -24,6 +29,20 @@ def build_detection_criterion(node: CfgNode, num_classes: int) -> nn.Module:
         weight_function=WEIGHTS[node.WEIGHTS],
         box_loss=BOX_LOSSES[node.BOX_LOSS],
         balancer=BALANCERS[node.BALANCE](),
+    )
+
+
+def build_dense_criterion(cfg: CfgNode) -> nn.Module:
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
+    head, retinanet = cfg.MODEL.DENSE_HEAD, cfg.MODEL.RETINANET
+    if head.CRITERION.LOSS != "focal":
+        return build_detection_criterion(head.CRITERION, retinanet.NUM_CLASSES)
+    return FocalCriterion(
+        num_classes=retinanet.NUM_CLASSES,
+        alpha=retinanet.FOCAL_LOSS_ALPHA,
+        gamma=retinanet.FOCAL_LOSS_GAMMA,
+        box_loss=BOX_LOSSES[head.CRITERION.BOX_LOSS],
+        box_weight=head.BOX_LOSS_WEIGHT,
     )
 
 

@@ -114,7 +114,7 @@ def test_the_published_sets_are_known(name):
 
 
 def test_an_unknown_name_gives_the_nearest():
-    with pytest.raises(UserError, match=r"lvis_v2_train is not known; nearest: lvis_v1_train"):
+    with pytest.raises(UserError, match=r"lvis_v2_train is not known; did you mean lvis_v1_train"):
         check_datasets(["lvis_v2_train"])
     with pytest.raises(UserError, match=r"known: .*coco_2017_train"):
         check_datasets(["x"])
@@ -126,11 +126,12 @@ def test_checking_a_file_needs_no_detectron2():
 
 
 def test_a_model_with_another_number_of_classes_is_named(digits):
-    check_num_classes(NAMES, 30)
+    key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    check_num_classes(NAMES, 30, key)
     expected = "^MODEL.ROI_HEADS.NUM_CLASSES: 80, but data set digits_train has 30 classes$"
     with pytest.raises(UserError, match=expected):
-        check_num_classes(NAMES, 80)
+        check_num_classes(NAMES, 80, key)
 
 
 def test_a_data_set_that_states_no_classes_is_passed_over():
-    check_num_classes(["nothing is known of this one"], 7)
+    check_num_classes(["nothing is known of this one"], 7, "KEY")

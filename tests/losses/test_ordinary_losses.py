@@ -1,9 +1,12 @@
 """Box and mask losses are ordinary functions: known values, gradcheck, empty input."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
+from rs_d2.losses.classification import cross_entropy_loss, focal_loss
 from rs_d2.losses.mask import dice_loss, mask_cross_entropy
 from rs_d2.losses.regression import BOX_LOSSES, giou_loss, iou_loss
 
@@ -62,3 +65,25 @@ def test_mask_losses_pass_gradcheck_and_take_empty_input(loss):
     assert gradcheck(lambda x: loss(x, masks), logits)
     assert gradcheck(lambda x: loss(x.mT.contiguous().mT, masks), logits)
     assert loss(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4)).shape == (0,)
+
+
+def test_focal_loss_without_focus_is_cross_entropy():
+    logits, classes = torch.randn(5, 3), torch.tensor([0, 2, 3, 1, 3])  # 3: the background
+    expected = cross_entropy_loss(logits, classes, 3)
+    torch.testing.assert_close(focal_loss(logits, classes, alpha=-1.0, gamma=0.0), expected)
+
+
+def test_focal_loss_is_the_formula():
+    logits = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
+    p, q = logits.sigmoid()[0].tolist()
+    expected = -0.25 * (1 - p) ** 2 * math.log(p) - 0.75 * q**2 * math.log(1 - q)
+    found = focal_loss(logits, torch.tensor([0]), alpha=0.25, gamma=2.0)
+    assert found.tolist() == pytest.approx([expected])
+
+
+def test_focal_loss_passes_gradcheck_and_takes_empty_and_half_precision_input():
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    classes = torch.tensor([0, 2, 3, 1])
+    assert gradcheck(lambda x: focal_loss(x, classes, 0.25, 2.0), logits)
+    assert focal_loss(torch.zeros(0, 3), classes[:0], 0.25, 2.0).shape == (0,)
+    assert focal_loss(logits.detach().half(), classes, 0.25, 2.0).dtype == torch.float32

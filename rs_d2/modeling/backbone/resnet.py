@@ -9,8 +9,6 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
-from detectron2.modeling.backbone import FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,19 +90,6 @@ def build_rs_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     if cfg.MODEL.RESNETS.NORM == FROZEN_STAT_NORM:
         freeze_batch_norm_statistics(resnet)
     return resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-
-
-@BACKBONE_REGISTRY.register()
-def build_rs_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Detectron2's feature pyramid on :func:`build_rs_resnet_backbone`, its last level pooled."""
-    return FPN(
-        bottom_up=build_rs_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
 
 
 def _check_deformable(cfg: CfgNode) -> None:

@@ -18,12 +18,8 @@ from torch import Tensor, nn
 
 from rs_d2._compat import put_scalar
 from rs_d2.modeling.build import build_detection_criterion
-from rs_d2.ops.boxes import centers_beyond
+from rs_d2.ops.boxes import PAD_MULTIPLE, centers_beyond
 from rs_d2.targets.matching import foreground_index, match_by_iou
-
-# The published models pad each image to a multiple of this; anchors beyond lie in the padding that
-# a larger image of the same batch brought along.
-_PAD_MULTIPLE = 32
 
 _LOSS_NAMES = {
     "rank": "loss_rpn_rank",
@@ -79,7 +75,7 @@ class RSRPN(RPN):
         if self.sampler == "none":
             all_anchors = Boxes.cat(anchors).tensor
             for labels, instances in zip(gt_labels, gt_instances, strict=True):
-                beyond = centers_beyond(all_anchors, instances.image_size, _PAD_MULTIPLE)
+                beyond = centers_beyond(all_anchors, instances.image_size, PAD_MULTIPLE)
                 labels.masked_fill_(beyond, -1)
         return gt_labels, gt_boxes
 

@@ -1,0 +1,6 @@
+"""Detectors without proposals."""
+
+from rs_d2.modeling.dense.atss import ATSS
+from rs_d2.modeling.dense.paa import PAA
+
+__all__ = ["ATSS", "PAA"]

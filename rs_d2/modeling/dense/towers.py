@@ -1,0 +1,88 @@
+"""The head that dense detectors share.
+
+Shapes: ``N`` images, ``K`` classes, ``a`` anchors per location, ``H`` and ``W`` of a level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from detectron2.layers import Conv2d, get_norm
+from torch import Tensor, nn, ones
+
+
+class DenseHead(nn.Module):
+    """Two towers of 3x3 convolutions on every level, one for classes, one for boxes.
+
+    Weights are shared by the levels; each level scales its boxes' deltas by a learnt number. They
+    start from N(0, 0.01), class biases at ``-log((1 - prior) / prior)``, other biases at 0.
+
+    Args:
+        in_channels: of every level, and of the towers.
+        num_levels: levels that :meth:`forward` is given.
+        num_convs: convolutions of each tower.
+        num_anchors: anchors per location.
+        num_classes: K; there is no background column.
+        norm: after each convolution of the towers, a name Detectron2 knows; "" for none.
+        prior_prob: score of every class at the start of the training.
+        with_quality: predict one more logit per anchor, from the boxes' tower.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_levels: int,
+        num_convs: int,
+        num_anchors: int,
+        num_classes: int,
+        norm: str,
+        prior_prob: float,
+        with_quality: bool,
+    ) -> None:
+        super().__init__()
+        self.cls_tower, self.bbox_tower = (
+            nn.Sequential(*(_conv(in_channels, norm) for _ in range(num_convs))) for _ in range(2)
+        )
+        self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
+        self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
+        self.quality = nn.Conv2d(in_channels, num_anchors, 3, padding=1) if with_quality else None
+        self.scales = nn.ParameterList(nn.Parameter(ones(())) for _ in range(num_levels))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """Predictions of each level.
+
+        Args:
+            features: per level [N, C, H, W].
+
+        Returns:
+            Per level: class logits [N, a K, H, W], box deltas [N, a 4, H, W] and, where there is
+            the branch, quality logits [N, a, H, W].
+        """
+        logits, deltas, quality = [], [], []
+        for feature, scale in zip(features, self.scales, strict=True):
+            box_feature = self.bbox_tower(feature)
+            logits.append(self.cls_score(self.cls_tower(feature)))
+            deltas.append(self.bbox_pred(box_feature) * scale)
+            if self.quality is not None:
+                quality.append(self.quality(box_feature))
+        return (logits, deltas, quality) if self.quality is not None else (logits, deltas)
+
+
+def _conv(channels: int, norm: str) -> Conv2d:
+    return Conv2d(
+        channels,
+        channels,
+        kernel_size=3,
+        padding=1,
+        bias=not norm,
+        norm=get_norm(norm, channels),
+        activation=nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,83 @@
+"""Checkpoint files: what is read, what is refused, and that none is left half written."""
+
+import collections
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
+from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata, read_metadata
+from rs_d2.errors import UserError
+
+
+class Stranger:
+    """Something that no list of harmless types has."""
+
+
+def test_what_is_written_is_read(tmp_path):
+    content = {"model": {"w": torch.arange(3.0)}, "iteration": 7, "names": ["a", "b"]}
+    write_checkpoint(content, tmp_path / "x.pth")
+    found = read_checkpoint(tmp_path / "x.pth")
+    assert torch.equal(found.pop("model")["w"], torch.arange(3.0))
+    assert found == {"iteration": 7, "names": ["a", "b"]}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"missing/x.pth cannot be written \("):
+        write_checkpoint({}, tmp_path / "missing" / "x.pth")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_checkpoint({"a": 1}, tmp_path / "x.pth")
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        write_checkpoint({"a": lambda: None}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x02]q\x00.", b"PK\x03\x04 broken"])
+def test_other_files_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pth is not a checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"x\.pth does not exist$"):
+        read_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(UserError, match="no file$"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_file_that_could_run_code_is_refused_and_its_class_named(tmp_path, new_format):
+    path = tmp_path / "x.pth"
+    torch.save({"x": Stranger()}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(UserError, match=r"x\.pth holds \S+\.Stranger, more than tensors"):
+        read_checkpoint(path)
+
+
+def test_an_ordered_dictionary_of_tensors_is_plain_enough(tmp_path):
+    torch.save({"model": collections.OrderedDict(w=torch.ones(2))}, tmp_path / "x.pth")
+    assert list(read_checkpoint(tmp_path / "x.pth")["model"]) == ["w"]
+
+
+def test_metadata_survive_a_file(tmp_path):
+    metadata = CheckpointMetadata("A: 1\n", ("cat", "dog"), {"bbox/AP": 33.4}, "abc", "0.1")
+    path = Path(tmp_path / "x.pth")
+    write_checkpoint({ENTRY: metadata.to_entry()}, path)
+    assert read_metadata(read_checkpoint(path), path.name) == metadata
+
+
+@pytest.mark.parametrize("entry", [5, {"config": 3}, {"config": "", "class_names": [1]}])
+def test_an_entry_that_is_no_metadata_is_refused(entry):
+    with pytest.raises(UserError, match="^x.pth: its entry 'rs_d2' is not the metadata"):
+        read_metadata({ENTRY: entry}, "x.pth")
+
+
+def test_files_without_metadata_have_none():
+    assert read_metadata({"model": {}}, "x.pth") is None
