@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-# Dense detectors share Detectron2's node for RetinaNet where their settings mean the same.
-DENSE_ARCHITECTURES = ("ATSS", "PAA", "RetinaNet")
-
 
 def is_dense(cfg: Any) -> bool:
-    """Whether the config describes a detector without proposals."""
-    return cfg.MODEL.META_ARCHITECTURE in DENSE_ARCHITECTURES
+    """Whether the config describes a dense detector: RetinaNet, ATSS, PAA or a user's own.
+
+    They share Detectron2's node ``MODEL.RETINANET`` where their settings mean the same.
+    """
+    from detectron2.modeling import META_ARCH_REGISTRY
+    from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+
+    name = cfg.MODEL.META_ARCHITECTURE
+    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), DenseDetector)
 
 
 def num_classes_key(cfg: Any) -> str:

@@ -1,6 +1,7 @@
 """Detectors without proposals."""
 
 from rs_d2.modeling.dense.atss import ATSS
+from rs_d2.modeling.dense.detector import AnchorDenseDetector
 from rs_d2.modeling.dense.paa import PAA
 
-__all__ = ["ATSS", "PAA"]
+__all__ = ["ATSS", "PAA", "AnchorDenseDetector"]
