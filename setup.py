@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "rs_d2" / "version.py").rea
 EXTRAS = {
     "digits": ["scikit-learn>=1.3"],  # the demo's data set
     "evaluation": ["hotcoco>=1.3,<2", "matplotlib"],  # fast AP, the report
+    "export": ["onnx>=1.17", "onnxruntime>=1.20"],  # models as ONNX files, and running them
     "lvis": ["lvis>=0.5.3"],  # LVIS evaluation without hotcoco; brings opencv-python
     "dev": [
         "hypothesis>=6.100",

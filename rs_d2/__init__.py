@@ -6,6 +6,7 @@ to install it.
 """
 
 import warnings
+from typing import Any
 
 from rs_d2._compat import Detectron2MissingError, require_detectron2
 from rs_d2.config import add_rs_config
@@ -23,4 +24,12 @@ with warnings.catch_warnings():  # Detectron2 scripts functions, which new torch
 
         register_builtin()
 
-__all__ = ["__version__", "add_rs_config"]
+__all__ = ["Predictor", "__version__", "add_rs_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Predictor":  # its import needs Detectron2 and takes seconds
+        from rs_d2.engine.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

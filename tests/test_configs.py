@@ -153,6 +153,7 @@ def test_a_value_outside_a_closed_list_is_named(key):
         ("MODEL.ROI_BOX_HEAD.CRITERION.DELTA", float("nan")),
         ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", 0),
         ("MODEL.DENSE_HEAD.ASSIGN_TOPK", 0),
+        ("MODEL.RETINANET.PRIOR_PROB", 0.0),
         ("MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU", 0.0),
         ("MODEL.DENSE_HEAD.CRITERION.DELTA", -0.5),
     ],

@@ -78,7 +78,8 @@ def test_detectron2_is_no_requirement(metadata):
     names = {Requirement(text).name for text in metadata.get_all("Requires-Dist")}
     assert "detectron2" not in names
     assert {"torch", "scikit-learn", "lvis"} <= names
-    assert set(metadata.get_all("Provides-Extra")) == {"all", "dev", "digits", "evaluation", "lvis"}
+    extras = {"all", "dev", "digits", "evaluation", "export", "lvis"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
 
 
 def test_requirements_are_exact(pins):

@@ -77,6 +77,12 @@ def test_a_wrong_key_or_value_is_named_in_one_line(arguments, culprit, config, c
     assert culprit in error_line(capfd)
 
 
+@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "TEST.AUG.ENABLED"])
+def test_what_a_dense_detector_cannot_do_is_said_before_the_training(key, capfd):
+    assert run("--config-file", "configs/quick/rs_atss_digits.yaml", key, "True") == 2
+    assert f"{key}: ATSS gives boxes only" in error_line(capfd)
+
+
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [

@@ -1,12 +1,17 @@
 """The smallest RS-Mask R-CNN that still learns something, and a way to run ``train_net`` on it."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from conftest import REPO
+from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 import train_net
+from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
+from rs_d2.engine.configs import find_config, load_config
 
 _YAML = """
 _BASE_:
@@ -62,6 +67,28 @@ def write_config(folder: Path) -> str:
     """Write the tiny model's config file and return its path."""
     path = folder / "tiny.yaml"
     path.write_text(_YAML.format(configs=REPO / "configs"))
+    return str(path)
+
+
+def write_checkpoint(
+    folder: Path,
+    *opts: str,
+    class_names: Sequence[str] = (),
+    config: str = "",
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Write a model with random weights as training would, and return the file's path.
+
+    ``config`` is a file's name; without one it is the tiny model of this module.
+    """
+    cfg, _ = load_config(
+        find_config(config) or write_config(folder), ["MODEL.DEVICE", "cpu", *opts]
+    )
+    about = CheckpointMetadata(cfg.dump(), tuple(class_names), metrics or {}, "abc1234")
+    torch.manual_seed(0)
+    path = folder / "model_final.pth"
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict(), "iteration": 29, ENTRY: about.to_entry()}, path)
     return str(path)
 
 

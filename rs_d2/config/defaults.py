@@ -181,6 +181,9 @@ def check_choices(cfg: Any) -> None:
         key = f"MODEL.{head}.CRITERION.DELTA"
         if not 0 <= lookup(cfg, key) < float("inf"):
             raise UserError(f"{key}: {lookup(cfg, key)} is not a number >= 0")
+    if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
+        value = cfg.MODEL.RETINANET.PRIOR_PROB
+        raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
     for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
         if lookup(cfg, key) < 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")

@@ -62,10 +62,7 @@ def check_num_classes(names: Iterable[str], num_classes: int, key: str) -> None:
     for name in names:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
-            raise UserError(
-                f"{key}: {num_classes}, but data set {name} has "
-                f"{len(classes)} classes"
-            )
+            raise UserError(f"{key}: {num_classes}, but data set {name} has {len(classes)} classes")
 
 
 def _missing(name: str, what: str) -> str:

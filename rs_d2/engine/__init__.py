@@ -6,6 +6,7 @@ from rs_d2.engine.checkpointer import (
     last_checkpoint_line,
     load_for_evaluation,
 )
+from rs_d2.engine.predictor import Predictor
 from rs_d2.engine.progress import console_above_bars
 from rs_d2.engine.results import finish
 from rs_d2.engine.setup import setup, start_process
@@ -13,6 +14,7 @@ from rs_d2.engine.solver import build_optimizer, scale_solver
 from rs_d2.engine.trainer import RSTrainer, TrainingDiverged
 
 __all__ = [
+    "Predictor",
     "RSCheckpointer",
     "RSTrainer",
     "TrainingDiverged",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
+from rs_d2.checkpoint.revision import code_revision
 from rs_d2.checkpoint.torchvision import torchvision_resnet
+from rs_d2.engine.results import flat_metrics
 from rs_d2.errors import UserError
 
 
@@ -66,6 +75,57 @@ class RSCheckpointer(DetectionCheckpointer):
                 " of another config?"
             )
         return incompatible
+
+
+class TrainingCheckpointer(RSCheckpointer):
+    """Writes into every checkpoint what its model is, so that the file can be used alone.
+
+    The entry is a ``CheckpointMetadata``: the config, the class names of the first training set and
+    the revision of the code; metrics only where they are those of these very weights.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> None:
+        super().__init__(model, cfg.OUTPUT_DIR, **checkpointables)
+        self._cfg = cfg
+
+    def save(self, name: str, results: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write a checkpoint.
+
+        Args:
+            name: of the file, without its ending.
+            results: of an evaluation of the model as it is now.
+            kwargs: further entries, such as ``iteration``.
+        """
+        if self.save_dir and self.save_to_disk:
+            about = self._about._replace(metrics=flat_metrics(results or {}))
+            super().save(name, **kwargs, **{ENTRY: about.to_entry()})
+
+    def add_results(self, name: str, results: Mapping[str, Any]) -> None:
+        """Put the results of an evaluation into a checkpoint that was written before it."""
+        path = Path(self.save_dir) / f"{name}.pth"
+        if not self.save_to_disk or not path.is_file():
+            return
+        content = read_checkpoint(path)
+        entry = content.setdefault(ENTRY, self._about.to_entry())  # an older version's has none
+        entry["metrics"] = flat_metrics(results)
+        partial = path.with_suffix(".partial")
+        torch.save(content, partial)
+        os.replace(partial, path)
+
+    @cached_property
+    def _about(self) -> CheckpointMetadata:
+        return CheckpointMetadata(
+            config=self._cfg.dump(),
+            class_names=training_classes(self._cfg),
+            revision=code_revision(),
+        )
+
+
+def training_classes(cfg: CfgNode) -> tuple[str, ...]:
+    """Class names of the first training set, if it is registered here; else empty."""
+    if not cfg.DATASETS.TRAIN:
+        return ()
+    return tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ()))
 
 
 def check_weights(cfg: CfgNode, *, resume: bool, eval_only: bool) -> None:

@@ -22,7 +22,7 @@ from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from fvcore.common.registry import Registry
 
 from rs_d2._compat import config_dir
-from rs_d2.config import add_rs_config, check_choices
+from rs_d2.config import add_rs_config, check_choices, is_dense, lookup
 from rs_d2.engine.solver import check_clip_type
 from rs_d2.errors import UserError, did_you_mean
 
@@ -98,10 +98,19 @@ def check_config(cfg: CfgNode) -> None:
     """
     check_choices(cfg)
     check_clip_type(cfg)
+    if is_dense(cfg):
+        _check_dense(cfg)
     for key, name, registry in _registered_names(cfg):
         if name not in registry:
             known = [entry for entry, _ in registry]
             raise UserError(f"{key}: '{name}' is not registered{did_you_mean(name, known)}")
+
+
+def _check_dense(cfg: CfgNode) -> None:
+    """What a dense detector has no part for would fail after the whole training."""
+    for key in ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "TEST.AUG.ENABLED"):
+        if lookup(cfg, key):
+            raise UserError(f"{key}: {cfg.MODEL.META_ARCHITECTURE} gives boxes only, in one view")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:

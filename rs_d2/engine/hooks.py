@@ -153,7 +153,7 @@ class KeepBest(HookBase):
         self._best = self._sign * value
         tag = self._checkpointer.get_checkpoint_file() if self._has_checkpoint() else ""
         iteration = self.trainer.iter
-        self._checkpointer.save(BEST, iteration=iteration)
+        self._checkpointer.save(BEST, results=results, iteration=iteration)
         if tag:
             self._checkpointer.tag_last_checkpoint(Path(tag).name)
         note = {"metric": self._metric, "value": value, "iteration": iteration}

@@ -54,6 +54,17 @@ def write_metrics(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     return metrics
 
 
+def flat_metrics(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Results by one name each, such as "bbox/AP"; those without a finite number are left out."""
+    flat: dict[str, float] = {}
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_metrics(value, f"{prefix}{name}/"))
+        elif value is not None and math.isfinite(value):
+            flat[prefix + name] = float(value)
+    return flat
+
+
 def format_table(metrics: Mapping[str, Any]) -> str:
     """Format metrics as a table: a row per task, a column for each of `METRICS` that any task has.
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from rs_d2._compat import create_ddp_model
 from rs_d2.data import build_train_sampler
-from rs_d2.engine.checkpointer import RSCheckpointer, last_checkpoint_line
+from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
 from rs_d2.engine.hooks import KeepBest, build_extra_hooks
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
 from rs_d2.engine.solver import build_optimizer
@@ -65,7 +65,7 @@ class RSTrainer(DefaultTrainer):
             data_loader=loader,
             optimizer=optimizer,
         )
-        self.checkpointer = RSCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = TrainingCheckpointer(cfg, model, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self._last_eval_results: dict[str, Any] = {}
@@ -83,6 +83,8 @@ class RSTrainer(DefaultTrainer):
         """
         # Not DefaultTrainer's method: that may end the program before the results are written.
         super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        if self._last_eval_results:  # of the final weights, which were saved before them
+            self.checkpointer.add_results("model_final", self._last_eval_results)
         return self._last_eval_results
 
     def run_step(self) -> None:

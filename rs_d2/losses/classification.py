@@ -21,7 +21,7 @@ def cross_entropy_loss(logits: Tensor, gt_classes: Tensor, num_classes: int) -> 
     """
     if logits.shape[1] == num_classes + 1:
         return F.cross_entropy(logits, gt_classes, reduction="none")
-    one_hot = _one_hot(gt_classes, num_classes).to(logits.dtype)
+    one_hot = F.one_hot(gt_classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
     per_class = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
     return torch.sum(per_class, dim=1)
 
@@ -39,9 +39,7 @@ def focal_loss(logits: Tensor, gt_classes: Tensor, alpha: float, gamma: float) -
         [R], float32 or wider; empty for R = 0.
     """
     work = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    one_hot = _one_hot(gt_classes, logits.shape[1]).to(work.dtype)
+    positives = (gt_classes < logits.shape[1]).nonzero().squeeze(1)
+    one_hot = torch.zeros_like(work)
+    one_hot[positives, gt_classes[positives]] = 1.0
     return sigmoid_focal_loss(work, one_hot, alpha, gamma, reduction="none").sum(dim=1)
-
-
-def _one_hot(gt_classes: Tensor, num_classes: int) -> Tensor:
-    return F.one_hot(gt_classes, num_classes + 1)[:, :num_classes]

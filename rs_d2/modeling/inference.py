@@ -6,7 +6,9 @@ corners in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from rs_d2.ops.nms import BoxTable, StoredBoxes, batched_nms, class_wise_nms, clip, finite_rows
 
+Search = Callable[[BoxTable, Tensor, float, float, int], tuple[Tensor, Tensor]]
+
+_search: ContextVar[Search] = ContextVar("search", default=class_wise_nms)
 _SURELY_FINITE = 1e30  # far below the largest float32, far above any box
 
 
@@ -76,12 +81,26 @@ def detect(
     topk_per_image: int,
 ) -> tuple[Instances, Tensor]:
     """``fast_rcnn_inference_single_image`` with boxes that are made when they are looked at."""
-    rows, classes = class_wise_nms(table, scores, score_thresh, nms_thresh, topk_per_image)
+    rows, classes = _search.get()(table, scores, score_thresh, nms_thresh, topk_per_image)
     instances = Instances(image_shape)
     instances.pred_boxes = Boxes(table.at(rows, classes))
     instances.scores = scores[rows, classes].float()
     instances.pred_classes = classes
     return instances, rows
+
+
+@contextmanager
+def searching_with(search: Search) -> Iterator[None]:
+    """Let :func:`detect` use another search inside the ``with`` block, one that can be traced.
+
+    Args:
+        search: takes and returns what ``rs_d2.ops.nms.class_wise_nms`` does.
+    """
+    token = _search.set(search)
+    try:
+        yield
+    finally:
+        _search.reset(token)
 
 
 def select_detections(candidates: Instances, nms_thresh: float, topk_per_image: int) -> Instances:

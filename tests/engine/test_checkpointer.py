@@ -1,14 +1,25 @@
+import json
+
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from made_detections import SIDE, made
+from PIL import Image
+from tiny import own_data, run, write_config
 from torch import nn
 
+from rs_d2 import Predictor, add_rs_config
+from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.metadata import ENTRY, read_metadata
 from rs_d2.engine.checkpointer import (
     RSCheckpointer,
+    TrainingCheckpointer,
     check_weights,
     last_checkpoint_line,
     load_for_evaluation,
 )
+from rs_d2.engine.results import flat_metrics
 from rs_d2.errors import UserError
 
 
@@ -113,3 +124,97 @@ def test_the_last_checkpoint_is_told(tmp_path):
     assert last_checkpoint_line(str(tmp_path)) == "no checkpoint has been written yet"
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     assert str(tmp_path / "model_0000009.pth") in last_checkpoint_line(str(tmp_path))
+
+
+@pytest.fixture
+def training(model, cfg):
+    """A checkpointer as training makes it, of a registered data set with two classes."""
+    add_rs_config(cfg)
+    cfg.DATASETS.TRAIN = ("checkpointed",)
+    MetadataCatalog.get("checkpointed").thing_classes = ["cat", "dog"]
+    yield TrainingCheckpointer(cfg, model)
+    MetadataCatalog.remove("checkpointed")
+
+
+def metadata(path):
+    return read_metadata(read_checkpoint(path), str(path))
+
+
+def test_a_training_checkpoint_says_what_its_model_is(training, cfg, tmp_path):
+    training.save("some", iteration=3)
+    about = metadata(tmp_path / "some.pth")
+    assert about.class_names == ("cat", "dog")
+    assert about.config == cfg.dump()
+    assert about.metrics == {}
+    assert read_checkpoint(tmp_path / "some.pth")["iteration"] == 3
+
+
+def test_only_results_of_these_weights_are_stored(training, tmp_path):
+    results = {"bbox": {"AP": 12.5, "APl": float("nan")}, "segm": {"AP": None}}
+    training.save("best", results=results)
+    training.save("later")
+    assert metadata(tmp_path / "best.pth").metrics == {"bbox/AP": 12.5}
+    assert metadata(tmp_path / "later.pth").metrics == {}
+
+
+def test_results_are_added_to_a_file_and_change_nothing_else(training, model, tmp_path):
+    training.save("model_final", iteration=9)
+    training.add_results("model_final", {"own": {"bbox": {"AP": 1.0}}})
+    content = read_checkpoint(tmp_path / "model_final.pth")
+    assert content[ENTRY]["metrics"] == {"own/bbox/AP": 1.0}
+    assert content["iteration"] == 9
+    assert all(torch.equal(content["model"][k], v) for k, v in model.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last_checkpoint",
+        "model_final.pth",
+    ]
+
+
+def test_results_are_added_to_a_file_of_an_older_version(training, model, tmp_path):
+    save(tmp_path / "model_final.pth", model.state_dict())
+    training.add_results("model_final", {"bbox": {"AP": 1.0}})
+    assert metadata(tmp_path / "model_final.pth").class_names == ("cat", "dog")
+    training.add_results("never_written", {"bbox": {"AP": 1.0}})
+
+
+def test_a_process_that_does_not_save_writes_nothing(training, tmp_path):
+    training.save_to_disk = False
+    training.save("some")
+    training.add_results("some", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_that_is_not_registered_has_no_names(training, cfg, tmp_path):
+    cfg.DATASETS.TRAIN = ("elsewhere",)
+    training.save("some")
+    assert metadata(tmp_path / "some.pth").class_names == ()
+
+
+def test_a_trained_file_predicts_at_once_and_resumes(tmp_path, capfd):
+    content, _ = made("coco", num_images=4)
+    (tmp_path / "images").mkdir()
+    for image in content["images"]:
+        Image.new("RGB", (SIDE, SIDE), "grey").save(tmp_path / "images" / image["file_name"])
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    output = tmp_path / "out"
+    arguments = ["--config-file", write_config(tmp_path)]
+    arguments += own_data(tmp_path / "own.json", tmp_path / "own.json")
+    options = ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "TEST.DRAW_IMAGES", "0"]
+    options += ["SOLVER.IMS_PER_BATCH", "1", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER"]
+    assert run(*arguments, *options, "2") == 0
+    about = metadata(output / "model_final.pth")
+    assert about.class_names == tuple(f"class {i}" for i in range(1, 13))
+    assert about.metrics == flat_metrics(json.loads((output / "metrics.json").read_text()))
+    assert about.metrics
+    assert metadata(output / "model_0000000.pth").metrics == {}
+    predictor = Predictor(output / "model_final.pth", device="cpu")
+    predictor(tmp_path / "images" / content["images"][0]["file_name"])
+    assert predictor.class_names == about.class_names
+
+    old = read_checkpoint(output / "model_final.pth")
+    del old[ENTRY]  # as an older version wrote it
+    torch.save(old, output / "model_final.pth")
+    capfd.readouterr()
+    assert run(*arguments, "--resume", *options, "3") == 0
+    assert "Starting training from iteration 2" in "".join(capfd.readouterr())
+    assert metadata(output / "model_final.pth").metrics

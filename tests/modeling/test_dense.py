@@ -292,7 +292,7 @@ def test_detections_are_those_of_a_plain_search_over_the_best_anchors(loss):
 def test_scores_of_half_precision_are_computed_in_float32():
     model = detector("ATSS")
     preds = tuple([level.detach().half() for level in kind] for kind in predictions(model))
-    (candidates,) = model.candidates(model.gather(features(), preds))
+    (candidates,) = model.candidates(features(), preds)
     assert [part.dtype for part in candidates] == [torch.float32] * 2
 
 
@@ -361,6 +361,69 @@ def test_levels_share_weights_and_scale_their_own_boxes():
     logits, deltas = head([x, x, x])
     assert torch.equal(logits[0], logits[1])
     torch.testing.assert_close(deltas[1], 3 * deltas[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20])
+@pytest.mark.parametrize("architecture", ["ATSS", "PAA"])
+@pytest.mark.parametrize("loss", ["rank_sort", "focal"])
+def test_diverged_boxes_show_in_the_losses(architecture, loss, value):
+    model = detector(architecture, loss)
+    preds = predictions(model)
+    with torch.no_grad():
+        for level in preds[1]:
+            level.fill_(value)
+    losses = train(model, preds, [objects(BOXES, CLASSES)])
+    assert not losses["loss_box_reg"].isfinite()
+
+
+def test_voting_under_autocast_keeps_the_digits_of_boxes():
+    corner = torch.rand(500, 2) * 900
+    boxes = torch.cat([corner, corner + 20 + torch.rand(500, 2) * 300], dim=1)
+    scores, rows = torch.rand(500, K), torch.arange(50)
+    classes = torch.randint(K, (50,))
+    expected = score_voting(boxes[rows], classes, boxes, scores, 0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = score_voting(boxes[rows], classes, boxes, scores, 0.05)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_anchors_that_are_not_finite_crowd_out_no_others():
+    model = detector("ATSS")
+    model.test_topk_candidates = 20
+    preds = tuple([level.detach() for level in kind] for kind in predictions(model))
+    preds[0][0][0, :, :2] = float("nan")
+    ((_, scores),) = model.candidates(features(), preds)
+    assert scores[:20].isfinite().all()
+
+
+def test_scores_that_saturate_are_still_told_apart():
+    model = detector("ATSS")
+    model.test_topk_candidates = 1
+    preds = tuple([level.detach() for level in kind] for kind in predictions(model))
+    preds[0][0][0, 0] = 30.0 + torch.arange(64.0).view(8, 8)
+    ((boxes, _),) = model.candidates(features(), preds)
+    anchor = anchors_by_hand()[0][7, 7, 0]
+    expected = model.box2box_transform.apply_deltas(preds[1][0][0, :4, 7, 7][None], anchor[None])
+    torch.testing.assert_close(boxes[:1], expected)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.RETINANET.IN_FEATURES", ["p3", "p9"]], "p9 is not a level of the backbone"),
+        (["MODEL.RETINANET.IN_FEATURES", ["p3", "p4"]], "sizes for 3 levels, but .* has 2"),
+        (
+            ["MODEL.BACKBONE.NAME", "build_rs_resnet_backbone"]
+            + ["MODEL.RETINANET.IN_FEATURES", ["res3", "res4", "res5"]],
+            "as many channels on each, not 128, 256, 512",
+        ),
+    ],
+)
+def test_levels_that_do_not_fit_are_named(opts, message):
+    cfg = config()
+    cfg.merge_from_list(opts)
+    with pytest.raises(UserError, match=message):
+        build_model(cfg)
 
 
 def test_levels_with_different_numbers_of_anchors_are_refused():

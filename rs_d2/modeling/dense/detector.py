@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
@@ -81,7 +82,7 @@ class AnchorDenseDetector(DenseDetector, ABC):
         """Arguments from ``MODEL.RETINANET`` and ``MODEL.DENSE_HEAD``."""
         settings, dense = cfg.MODEL.RETINANET, cfg.MODEL.DENSE_HEAD
         backbone = build_backbone(cfg)
-        shapes = [backbone.output_shape()[name] for name in settings.IN_FEATURES]
+        shapes = _shapes_of_levels(cfg, backbone.output_shape())
         anchor_generator = build_anchor_generator(cfg, shapes)
         head = DenseHead(
             in_channels=shapes[0].channels,
@@ -183,25 +184,52 @@ class AnchorDenseDetector(DenseDetector, ABC):
         Arguments are those of :meth:`forward_training`.
         """
         found = []
-        candidates = self.candidates(self.gather(features, predictions))
+        candidates = self.candidates(features, predictions)
         for (boxes, scores), size in zip(candidates, images.image_sizes, strict=True):
             thresholds = self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
             detections, _ = detect(StoredBoxes(boxes, size), scores, size, *thresholds)
             found.append(self.refine(detections, boxes, scores))
         return found
 
-    def candidates(self, predictions: Predictions) -> list[tuple[Tensor, Tensor]]:
+    def candidates(
+        self, features: list[Tensor], predictions: tuple[list[Tensor], ...]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Of each image, boxes [R, 4] and scores [R, K] of the best anchors of every level.
 
         An anchor is as good as its best class. Boxes are not clipped.
         """
-        scores = predictions.scores()
-        best = predictions.best_rows(scores, self.test_topk_candidates)
-        decode = self.box2box_transform.apply_deltas
-        return [
-            (decode(deltas[rows], predictions.anchors[rows]), image_scores[rows])
-            for rows, deltas, image_scores in zip(best, predictions.deltas, scores, strict=True)
+        anchors = self.anchor_generator(features)
+        levels = [
+            self._best_of_level(boxes.tensor, *level)
+            for boxes, *level in zip(anchors, *predictions, strict=True)
         ]
+        boxes, scores = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        return list(zip(boxes, scores, strict=True))
+
+    def _best_of_level(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, quality: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes [N, R, 4] and scores [N, R, K] of one level's best anchors.
+
+        Scores are in float32: half precision has a thousand values between 0.5 and 1, and ties
+        would decide. For the same reason anchors are chosen by logits where that is possible.
+        """
+        logits = permute_to_N_HWA_K(logits, self.num_classes)
+        merit = logits.amax(2).float()
+        if quality is not None:
+            quality = permute_to_N_HWA_K(quality, 1).float().sigmoid()
+            merit = merit.sigmoid() * quality[:, :, 0]
+        merit = merit.where(merit.isfinite(), torch.full_like(merit, -torch.inf))
+        best = merit.topk(_at_most(self.test_topk_candidates, merit.shape[1])).indices
+        rows = best[:, :, None]
+        scores = logits.gather(1, rows.expand(-1, -1, self.num_classes)).float().sigmoid()
+        if quality is not None:
+            scores = (scores * quality.gather(1, rows)).sqrt()
+        deltas = permute_to_N_HWA_K(deltas, 4).gather(1, rows.expand(-1, -1, 4))
+        boxes = self.box2box_transform.apply_deltas(
+            deltas.flatten(0, 1), anchors[best.flatten()]
+        ).view(deltas.shape)
+        return boxes, scores
 
     def gather(self, features: list[Tensor], predictions: tuple[list[Tensor], ...]) -> Predictions:
         """The head's predictions of all levels in one list, with their anchors."""
@@ -280,6 +308,34 @@ class AnchorDenseDetector(DenseDetector, ABC):
 
 def _named(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_LOSS_NAMES[key]: loss for key, loss in losses.items()}
+
+
+def _at_most(limit: int, count: Any) -> Any:
+    """The smaller of both; ``count`` is a tensor while the model is traced."""
+    return count.clamp(max=limit) if isinstance(count, Tensor) else min(limit, count)
+
+
+def _shapes_of_levels(cfg: CfgNode, levels: dict[str, ShapeSpec]) -> list[ShapeSpec]:
+    names = cfg.MODEL.RETINANET.IN_FEATURES
+    missing = [name for name in names if name not in levels]
+    if missing:
+        raise UserError(
+            f"MODEL.RETINANET.IN_FEATURES: {missing[0]} is not a level of the backbone, which has"
+            f" {', '.join(levels)}"
+        )
+    channels = [levels[name].channels for name in names]
+    if len(set(channels)) != 1:
+        raise UserError(
+            "MODEL.RETINANET.IN_FEATURES: a head shared by all levels needs as many channels on"
+            f" each, not {', '.join(map(str, channels))}"
+        )
+    sizes = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES)
+    if sizes not in (1, len(names)):
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.SIZES: sizes for {sizes} levels, but"
+            f" MODEL.RETINANET.IN_FEATURES has {len(names)}"
+        )
+    return [levels[name] for name in names]
 
 
 def _anchors_per_cell(anchor_generator: nn.Module) -> int:

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
 from rs_d2.losses.classification import focal_loss
+from rs_d2.losses.regression import BOX_LOSSES, BoxLoss
 from rs_d2.modeling.dense.detector import AnchorDenseDetector
 from rs_d2.modeling.dense.predictions import Positives, Predictions
 from rs_d2.ops.boxes import aligned_iou
@@ -37,6 +38,7 @@ class PAA(AnchorDenseDetector):
         self,
         *,
         candidate_min_iou: float,
+        separation_box_loss: BoxLoss,
         separation_box_weight: float,
         focal_alpha: float,
         focal_gamma: float,
@@ -45,6 +47,7 @@ class PAA(AnchorDenseDetector):
     ) -> None:
         super().__init__(**kwargs)
         self.candidate_min_iou = candidate_min_iou
+        self.separation_box_loss = separation_box_loss
         self.separation_box_weight = separation_box_weight
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
@@ -57,6 +60,7 @@ class PAA(AnchorDenseDetector):
         return {
             **super().from_config(cfg),
             "candidate_min_iou": dense.CANDIDATE_MIN_IOU,
+            "separation_box_loss": BOX_LOSSES[dense.CRITERION.BOX_LOSS],
             "separation_box_weight": dense.BOX_LOSS_WEIGHT,
             "focal_alpha": cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA,
             "focal_gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
@@ -72,10 +76,11 @@ class PAA(AnchorDenseDetector):
         """Those of the cheaper component of their object's mixture; the others are negatives."""
         logits = predictions.logits.flatten(0, 1)[positives.rows]
         cost = focal_loss(logits, positives.gt_classes, self.focal_alpha, self.focal_gamma)
-        box_cost = self.criterion.box_loss(positives.pred_boxes, positives.gt_boxes)
+        box_cost = self.separation_box_loss(positives.pred_boxes, positives.gt_boxes)
         cost = cost + self.separation_box_weight * box_cost
         levels = predictions.level_of(positives.rows % len(predictions.anchors))
-        return separate_by_loss(cost, positives.objects, levels, self.assign_topk)
+        kept = separate_by_loss(cost, positives.objects, levels, self.assign_topk)
+        return kept | ~cost.isfinite()  # a diverged model must show in the losses
 
     def quality_targets(self, positives: Positives) -> Tensor:
         """IoU of the decoded boxes with their objects', [P]."""
@@ -83,7 +88,7 @@ class PAA(AnchorDenseDetector):
 
     def refine(self, detections: Instances, boxes: Tensor, scores: Tensor) -> Instances:
         """Replace each box by the mean of the candidates around it; scores and order stay."""
-        if not self.score_voting or not len(detections):
+        if not self.score_voting:
             return detections
         kept = boxes.isfinite().all(1) & scores.isfinite().all(1)
         voted = score_voting(
@@ -124,5 +129,6 @@ def score_voting(
     weights = scores * torch.exp(-((1 - iou) ** 2) / _VOTING_VARIANCE)
     weights = weights.masked_fill((scores <= score_thresh) | (iou <= _VOTING_MIN_IOU), 0.0)
     total = weights.sum(dim=1, keepdim=True)
-    voted = weights @ boxes.to(weights.dtype) / total.masked_fill(total == 0, 1.0)
-    return voted.where(total > 0, detected_boxes)
+    # In float64, which autocast and fast matrix modes leave alone: boxes need their digits.
+    voted = weights.double() @ boxes.double() / total.masked_fill(total == 0, 1.0)
+    return voted.to(detected_boxes.dtype).where(total > 0, detected_boxes)

@@ -26,28 +26,6 @@ class Predictions(NamedTuple):
     quality: Tensor | None
     level_sizes: tuple[int, ...]
 
-    def scores(self) -> Tensor:
-        """Scores [N, A, K]: of the classes, or their geometric mean with that of the quality.
-
-        In float32: half precision has a thousand values between 0.5 and 1, and ties would decide.
-        """
-        scores = self.logits.float().sigmoid()
-        if self.quality is None:
-            return scores
-        return (scores * self.quality.float().sigmoid()[:, :, None]).sqrt()
-
-    def best_rows(self, scores: Tensor, topk: int) -> Tensor:
-        """The ``topk`` anchors of each level with the best class score, int64 [N, R]."""
-        starts = [0, *accumulate(self.level_sizes)]
-        levels = scores.amax(dim=2).split(self.level_sizes, dim=1)
-        return torch.cat(
-            [
-                level.topk(min(topk, level.shape[1]), dim=1).indices + start
-                for level, start in zip(levels, starts, strict=False)
-            ],
-            dim=1,
-        )
-
     def level_of(self, anchor_index: Tensor) -> Tensor:
         """Levels of anchors given by their index in [0, A), int64."""
         ends = torch.tensor(list(accumulate(self.level_sizes)), device=anchor_index.device)
@@ -70,4 +48,5 @@ class Positives(NamedTuple):
 
     def keep(self, mask: Tensor) -> Positives:
         """Those where the mask [P] is true."""
-        return Positives(*(field[mask] for field in self))
+        index = mask.nonzero().squeeze(1)  # once: on a GPU the host waits for it
+        return Positives(*(field[index] for field in self))

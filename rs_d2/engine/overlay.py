@@ -1,0 +1,135 @@
+"""Detections painted on an image: boxes, translucent masks and labels, fast enough for video."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+import numpy as np
+from detectron2.structures import Instances
+from PIL import Image, ImageDraw, ImageFont
+
+_SHORT_SIDE = 400  # small images grow towards it, so that labels can be read; in pixels
+_MASK_OPACITY = 0.45
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+Color = tuple[int, int, int]
+
+
+def paint_instances(
+    image: np.ndarray, instances: Instances, class_names: Sequence[str]
+) -> np.ndarray:
+    """Paint detections, the best-scored on top.
+
+    Args:
+        image: uint8 [H, W, 3], RGB; not changed.
+        instances: on the CPU, with ``pred_boxes`` (XYXY, pixels), ``scores``, ``pred_classes`` and,
+            where there are masks, ``pred_masks`` [N, H, W].
+        class_names: by class.
+
+    Returns:
+        uint8 picture, RGB; of the image's size, or a multiple of it as long as the short side has
+        at most 400 pixels.
+    """
+    order = instances.scores.argsort(stable=True).tolist()
+    boxes = instances.pred_boxes.tensor.numpy()
+    classes = instances.pred_classes.tolist()
+    picture, scale = _enlarged(image)
+    if instances.has("pred_masks"):
+        masks = instances.pred_masks.numpy()
+        for i in order:
+            _paint_mask(picture, masks[i], boxes[i], scale, class_color(classes[i]))
+    corners = (boxes * scale).tolist()
+    pen, width = ImageDraw.Draw(picture), max(2, round(min(picture.size) / 300))
+    for i in order:
+        pen.rectangle(corners[i], outline=class_color(classes[i]), width=width)
+    scores = instances.scores.tolist()
+    for i in order:
+        words = (f"{class_names[classes[i]]} ", f"{scores[i]:.2f}")
+        _paint_label(picture, pen, corners[i], words, class_color(classes[i]))
+    return np.asarray(picture)
+
+
+@cache
+def class_color(index: int) -> Color:
+    """A bright colour for a class; those of neighbouring classes are far apart."""
+    hue = (0.02 + index * _GOLDEN_RATIO) % 1
+    saturation, value = ((0.85, 1.0), (0.6, 1.0), (1.0, 0.75))[index // 12 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _enlarged(image: np.ndarray) -> tuple[Image.Image, int]:
+    """A copy, and how many times it is as large."""
+    height, width = image.shape[:2]
+    scale = max(1, _SHORT_SIDE // min(height, width))
+    picture = Image.fromarray(image)
+    if scale == 1:
+        return picture.copy(), 1
+    return picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC), scale
+
+
+def _paint_mask(
+    picture: Image.Image, mask: np.ndarray, box: np.ndarray, scale: int, color: Color
+) -> None:
+    """Blend a mask and its outline into the picture; only the mask's box is looked at."""
+    left, top = (max(math.floor(value) - 1, 0) for value in box[:2])
+    right, bottom = (math.ceil(value) + 1 for value in box[2:])
+    part = mask[top:bottom, left:right]
+    if not part.any():
+        return
+    if scale > 1:
+        size = (part.shape[1] * scale, part.shape[0] * scale)
+        grown = Image.fromarray(part.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+        part = np.asarray(grown) > 127
+    opacity = part * np.uint8(round(255 * _MASK_OPACITY))
+    opacity[_outline(part)] = 255
+    picture.paste(color, (left * scale, top * scale), Image.fromarray(opacity))
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of a mask that touch one outside it, or the border."""
+    edge = mask.copy()
+    inside = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    edge[1:-1, 1:-1] &= ~inside
+    return edge
+
+
+def _paint_label(
+    picture: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    corners: Sequence[float],
+    words: Sequence[str],
+    color: Color,
+) -> None:
+    """Write above the box, or inside it where the image ends."""
+    size = min(max(round(min(picture.size) / 34), 12), 28)
+    written = [_written(word, size) for word in words]
+    width = sum(word.width for word in written) + 6
+    height = written[0].height + 4
+    x = round(min(max(corners[0], 0), max(picture.width - width, 0)))
+    y = round(corners[1]) - height
+    y = max(round(corners[1]), 0) if y < 0 else y
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 120
+    x += 3
+    for word in written:
+        picture.paste("black" if bright else "white", (x, y + 2), word)
+        x += word.width
+
+
+@lru_cache(maxsize=4096)
+def _written(word: str, size: int) -> Image.Image:
+    """A word's opacity; all of one size have one height. To write it costs more than to paste."""
+    font = _font(size)
+    _, top, _, bottom = font.getbbox("Agjl_")
+    image = Image.new("L", (math.ceil(font.getlength(word)), math.ceil(bottom - top)))
+    ImageDraw.Draw(image).text((0, -top), word, fill=255, font=font)
+    return image
+
+
+@cache
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)

@@ -1,0 +1,63 @@
+"""What an exported file tells about itself; it travels inside the file, as json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rs_d2.errors import UserError
+from rs_d2.version import __version__
+
+ENTRY = "rs_d2"
+
+
+class About(NamedTuple):
+    """All that is needed to run the graph on an image, and where it comes from.
+
+    ``outputs``: names of the graph's outputs; ``pixel_format``: "BGR" or "RGB"; ``min_size``,
+    ``max_size``: pixels of the short and the long side to resize to, as in ``INPUT.*_SIZE_TEST``;
+    ``class_names``: in the order of the classes, empty if they are not known; ``config``: yaml.
+    """
+
+    outputs: tuple[str, ...]
+    pixel_format: str
+    min_size: int
+    max_size: int
+    class_names: tuple[str, ...] = ()
+    config: str = ""
+    revision: str = ""
+    version: str = __version__
+
+    def to_text(self) -> str:
+        """The same as json."""
+        return json.dumps(self._asdict())
+
+
+def about_model(
+    cfg: Any, outputs: Sequence[str], class_names: Sequence[str], revision: str
+) -> About:
+    """What a config says, for the file that its model is exported to."""
+    return About(
+        outputs=tuple(outputs),
+        pixel_format=cfg.INPUT.FORMAT,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        class_names=tuple(class_names),
+        config=cfg.dump(),
+        revision=revision,
+    )
+
+
+def read_about(text: str | None, filename: str) -> About:
+    """The reverse of :meth:`About.to_text`.
+
+    Raises:
+        UserError: There is no text, or it is not an exported model's.
+    """
+    try:
+        content = json.loads(text or "")
+        about = About(**content)
+        return about._replace(outputs=tuple(about.outputs), class_names=tuple(about.class_names))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{filename} was not written by tools/export_model.py") from error

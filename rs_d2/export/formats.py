@@ -1,0 +1,124 @@
+"""Writers of the three formats."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from rs_d2.checkpoint.files import write_checkpoint
+from rs_d2.checkpoint.metadata import ENTRY as CHECKPOINT_ENTRY
+from rs_d2.checkpoint.metadata import CheckpointMetadata
+from rs_d2.checkpoint.revision import code_revision
+from rs_d2.errors import UserError
+from rs_d2.export.about import ENTRY, about_model
+from rs_d2.export.graph import ExportableDetector, traceable
+
+_OPSET = 19  # the first with deformable convolution
+
+
+def export_model(
+    model: nn.Module,
+    cfg: CfgNode,
+    image: Tensor,
+    path: str | Path,
+    kind: str,
+    class_names: Sequence[str] = (),
+) -> None:
+    """Write a trained detector to a file that :func:`rs_d2.export.load` reads.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        cfg: its config; thresholds and sizes are fixed in the file.
+        image: float32 [3, H, W] in [0, 255], resized as for a test; the graph takes other sizes.
+        path: of the file.
+        kind: "torchscript", "onnx" or "torch" (weights, config and class names in one file).
+        class_names: in the order of the classes.
+
+    Raises:
+        UserError: The model cannot be exported, a package is missing, or the file not be written.
+    """
+    FORMATS[kind](model, cfg, image, Path(path), class_names)
+
+
+def _write_torchscript(
+    model: nn.Module, cfg: CfgNode, image: Tensor, path: Path, class_names: Sequence[str]
+) -> None:
+    graph = ExportableDetector(model)
+    with traceable(model), _quiet():
+        traced = torch.jit.trace(graph, (image,), check_trace=False)
+        about = about_model(cfg, graph.outputs, class_names, code_revision())
+        content = io.BytesIO()
+        torch.jit.save(traced, content, _extra_files={ENTRY: about.to_text()})
+    _write(content.getvalue(), path)
+
+
+def _write_onnx(
+    model: nn.Module, cfg: CfgNode, image: Tensor, path: Path, class_names: Sequence[str]
+) -> None:
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError("onnx is not installed: pip install 'rs_d2[export]'") from error
+    graph = ExportableDetector(model)
+    content = io.BytesIO()
+    axes = {name: {0: "detections"} for name in graph.outputs}
+    with traceable(model), _quiet():
+        torch.onnx.export(
+            graph,
+            (image,),
+            content,
+            dynamo=False,  # the other exporter stops at Detectron2's branches on data
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=list(graph.outputs),
+            dynamic_axes={"image": {1: "height", 2: "width"}, **axes},
+        )
+    written = onnx.load_model_from_string(content.getvalue())
+    onnx.checker.check_model(written)
+    about = about_model(cfg, graph.outputs, class_names, code_revision())
+    written.metadata_props.add(key=ENTRY, value=about.to_text())
+    _write(written.SerializeToString(), path)
+
+
+def _write_torch(
+    model: nn.Module, cfg: CfgNode, image: Tensor, path: Path, class_names: Sequence[str]
+) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""  # they are here
+    about = CheckpointMetadata(cfg.dump(), tuple(class_names), revision=code_revision())
+    write_checkpoint({"model": model.state_dict(), CHECKPOINT_ENTRY: about.to_entry()}, path)
+
+
+Writer = Callable[[nn.Module, CfgNode, Tensor, Path, Sequence[str]], None]
+FORMATS: dict[str, Writer] = {
+    "torchscript": _write_torchscript,
+    "onnx": _write_onnx,
+    "torch": _write_torch,
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer from warning of every shape that is constant, and of its own age."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _write(content: bytes, path: Path) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)

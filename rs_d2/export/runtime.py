@@ -1,0 +1,153 @@
+"""Run an exported file on images; neither Detectron2 nor a config is needed for the graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rs_d2.errors import UserError
+from rs_d2.export import images
+from rs_d2.export.about import ENTRY, About, read_about
+from rs_d2.export.images import ImageLike
+
+SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
+
+Graph = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Detections(NamedTuple):
+    """What was found in an image, best first.
+
+    ``boxes``: float32 [n, 4], XYXY in pixels of the image; ``scores``: float32 [n]; ``classes``:
+    int64 [n]; ``masks``: bool [n, H, W], None of a model without masks.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    masks: np.ndarray | None = None
+
+
+class ExportedDetector:
+    """An exported graph as a function from images to :class:`Detections`.
+
+    Attributes:
+        about: what the file tells about itself.
+        class_names: by class; empty if they are not known.
+        graph: from float32 [3, h, w] to the outputs named in ``about``, for resized images.
+    """
+
+    def __init__(self, graph: Graph, about: About) -> None:
+        self.graph = graph
+        self.about = about
+        self.class_names = about.class_names
+
+    def __call__(self, image: ImageLike) -> Detections:
+        """Detect the objects of an image.
+
+        Args:
+            image: path; PIL image; or uint8 array [H, W, 3] in BGR, as ``cv2.imread`` gives it.
+
+        Raises:
+            ValueError: The array has another shape or type.
+            OSError: The file is not an image that can be read.
+        """
+        pixels = images.read(image, self.about.pixel_format)
+        resized = images.resize(pixels, self.about.min_size, self.about.max_size)
+        boxes, scores, classes, *masks = self.graph(resized)
+        size = (pixels.shape[0], pixels.shape[1])
+        boxes = images.scale_boxes(boxes, (resized.shape[1], resized.shape[2]), size)
+        full = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+        pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
+        found = (value[full].numpy() for value in (boxes, scores, classes))
+        return Detections(*found, *pasted)
+
+
+class _Checkpoint:
+    """A checkpoint behind the interface of :class:`ExportedDetector`."""
+
+    def __init__(self, path: str) -> None:
+        from rs_d2.engine.predictor import Predictor
+
+        self._predictor = Predictor(path, device="cpu")
+        self.class_names = tuple(self._predictor.class_names)
+
+    def __call__(self, image: ImageLike) -> Detections:
+        found = self._predictor(image)
+        masks = found.pred_masks.numpy() if found.has("pred_masks") else None
+        return Detections(
+            found.pred_boxes.tensor.numpy(),
+            found.scores.numpy(),
+            found.pred_classes.numpy(),
+            masks,
+        )
+
+
+def load(path: str | PathLike) -> Callable[[ImageLike], Detections]:
+    """A function from images to :class:`Detections`, from a file of any of the three formats.
+
+    Args:
+        path: ends in ``.ts`` (TorchScript), ``.onnx`` or ``.pth``.
+
+    Returns:
+        An :class:`ExportedDetector`; of a ``.pth`` an object called the same way, which needs
+        Detectron2.
+
+    Raises:
+        UserError: The file is missing or not an exported model, or a package is missing.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES.values():
+        raise UserError(f"{path}: an exported model ends in {', '.join(SUFFIXES.values())}")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    if path.suffix == ".pth":
+        return _Checkpoint(str(path))
+    return ExportedDetector(*(_load_onnx(path) if path.suffix == ".onnx" else _load_script(path)))
+
+
+def _load_script(path: Path) -> tuple[Graph, About]:
+    extra = {ENTRY: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript's age
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is not a TorchScript file") from error
+    text = extra[ENTRY]
+    about = read_about(text.decode() if isinstance(text, bytes) else text, str(path))
+
+    def graph(image: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            return module(image)
+
+    return graph, about
+
+
+def _load_onnx(path: Path) -> tuple[Graph, About]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("onnxruntime is not installed: pip install 'rs_d2[export]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of shapes that it infers itself
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=onnxruntime.get_available_providers()
+        )
+    except Exception as error:  # its own family of exceptions, without a base
+        raise UserError(f"{path} is not an ONNX file that onnxruntime can run") from error
+    about = read_about(session.get_modelmeta().custom_metadata_map.get(ENTRY), str(path))
+
+    def graph(image: Tensor) -> tuple[Tensor, ...]:
+        outputs = session.run(list(about.outputs), {"image": image.numpy()})
+        return tuple(torch.from_numpy(output) for output in outputs)
+
+    return graph, about

@@ -1,0 +1,95 @@
+"""Make a training checkpoint ready to be given away: weights, config, class names and metrics.
+
+Examples:
+    python tools/publish_model.py output/demo/model_final.pth published \\
+        --name quick/rs_mask_rcnn_digits
+    python tools/publish_model.py model_final.pth ~/.cache/rs_d2/model_zoo \\
+        --name COCO-Detection/rs_faster_rcnn_R_50_FPN_1x --metrics output/metrics.json
+
+State of optimizer and schedule, paths of this machine and the iteration are left out. The file is
+OUT_FOLDER/NAME-HASH.pth, where HASH begins its SHA-256: equal content gives an equal file. Its row
+for the model zoo is shown. Config, class names and metrics are those in the checkpoint, unless an
+option gives others.
+
+Exit codes: 0 done; 2 a mistake in the arguments or files, named in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
+
+from rs_d2._compat import require_detectron2
+from rs_d2.errors import UserError, exit_code
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="IN.pth")
+    parser.add_argument("folder", type=Path, metavar="OUT_FOLDER")
+    parser.add_argument(
+        "--name", required=True, help="of the model, such as quick/rs_mask_rcnn_digits"
+    )
+    parser.add_argument("--config-file", metavar="FILE", help="default: the checkpoint's own")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of its run")
+    parser.add_argument("--class-names", nargs="+", metavar="NAME", help="in the order of outputs")
+    args = parser.parse_args(argv)
+    if Path(args.name).is_absolute() or ".." in Path(args.name).parts:
+        parser.error(f"--name: {args.name} is not a name below OUT_FOLDER")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the file and show its row."""
+    require_detectron2()
+    from rs_d2.model_zoo import list_models
+    from rs_d2.model_zoo.publish import measurement, write_published
+
+    cfg, about, state = _checked(args)
+    path = write_published(state, about, args.folder, args.name)
+    config = args.name if args.name in list_models() else Path(args.config_file or args.name).stem
+    row = measurement(cfg, about, f"{config}.yaml")
+    print(f"| {' | '.join((config, *row[1:]))} |")
+    print(f"{row},")
+    print(f"written: {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, and turn what a user can mend into one line."""
+    return exit_code(lambda: run(parse_args(argv)))
+
+
+def _checked(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """Config, metadata and weights, which must fit each other."""
+    from rs_d2.checkpoint.revision import code_revision
+    from rs_d2.data._files import read_json
+    from rs_d2.engine.predictor import Predictor
+    from rs_d2.engine.results import flat_metrics
+
+    predictor = Predictor(
+        args.checkpoint, config=args.config_file, class_names=args.class_names, device="cpu"
+    )
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    # What belongs to this machine and not to the model.
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "cuda", "./output"
+    about = predictor.about
+    if args.metrics is not None:
+        content = read_json(args.metrics)
+        if not isinstance(content, dict):
+            raise UserError(f"{args.metrics}: expected metrics by task, as a run writes them")
+        about = about._replace(metrics=flat_metrics(content))
+    about = about._replace(config=cfg.dump(), revision=about.revision or code_revision())
+    return cfg, about, predictor.model.state_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
