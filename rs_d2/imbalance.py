@@ -7,56 +7,59 @@ in one. A softmax over the classes is one task per instance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 IMBALANCE_FILE = "imbalance.json"  # in the output folder, the latest row of a training
-STAGES = ("rpn", "rcnn")
-RATIOS = tuple(f"{stage}_{kind}" for kind in ("instances", "tasks") for stage in STAGES)
-COLUMNS = ("data set", "RPN sampler", "R-CNN sampler", *RATIOS)
+KINDS = ("instances", "tasks")
 
 
 class ImbalanceMeter:
     """Sums positives and negatives over iterations.
 
     Args:
-        rcnn_tasks: binary tasks of a region: the number of classes with class-wise sigmoids, 1
-            with a softmax. An anchor is one task.
+        tasks: by stage ("rpn" and "rcnn", or "dense"), the binary tasks of an instance: the number
+            of classes with class-wise sigmoids, 1 with a softmax or with one foreground class.
     """
 
-    def __init__(self, rcnn_tasks: int) -> None:
-        self._tasks = {"rpn": 1, "rcnn": rcnn_tasks}
+    def __init__(self, tasks: Mapping[str, int]) -> None:
+        self._tasks = dict(tasks)
         self.reset()
 
     def reset(self) -> None:
         """Forget what was counted."""
-        self._positives = dict.fromkeys(STAGES, 0.0)
-        self._negatives = dict.fromkeys(STAGES, 0.0)
+        self._positives = dict.fromkeys(self._tasks, 0.0)
+        self._negatives = dict.fromkeys(self._tasks, 0.0)
 
     def update(self, stage: str, positives: float, negatives: float) -> None:
-        """Count instances of a stage, "rpn" or "rcnn"; means over images will do."""
+        """Count instances of a stage; means over images will do."""
         self._positives[stage] += positives
         self._negatives[stage] += negatives
 
     def ratios(self) -> dict[str, float]:
-        """Negatives for one positive, by ``RATIOS``: of all counted together; NaN without any."""
+        """Negatives for one positive: of all counted together; NaN without any.
+
+        Their names are "rpn_instances", "rcnn_instances", "rpn_tasks", "rcnn_tasks" and so on.
+        """
         ratios = {}
-        for stage in STAGES:
+        for stage, tasks in self._tasks.items():
             positives, negatives = self._positives[stage], self._negatives[stage]
-            tasks = self._tasks[stage] * (positives + negatives)
+            total = tasks * (positives + negatives)
             ratios[f"{stage}_instances"] = negatives / positives if positives else float("nan")
-            ratios[f"{stage}_tasks"] = tasks / positives - 1 if positives else float("nan")
-        return {name: ratios[name] for name in RATIOS}
+            ratios[f"{stage}_tasks"] = total / positives - 1 if positives else float("nan")
+        names = [f"{stage}_{kind}" for kind in KINDS for stage in self._tasks]
+        return {name: ratios[name] for name in names}
 
 
-def imbalance_table(rows: Iterable[Mapping[str, Any]]) -> str:
+def imbalance_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A markdown table in the layout of the published Table S7, ratios as 1:n.
 
     Args:
-        rows: values of ``COLUMNS``.
+        rows: values by column, the same columns in each; at least one.
     """
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [[format_cell(row[column]) for column in COLUMNS] for row in rows]
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[format_cell(row[column]) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from detectron2.utils.events import EventStorage
 
     from rs_d2 import engine
-    from rs_d2.engine.hooks import rcnn_tasks, sampler_names, update_from_storage
+    from rs_d2.engine.hooks import sampler_names, tasks_of_stages, update_from_storage
     from rs_d2.imbalance import ImbalanceMeter, imbalance_table
 
     logging.disable(logging.WARNING)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     model = engine.RSTrainer.build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         engine.RSCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    meter = ImbalanceMeter(rcnn_tasks(cfg))
+    meter = ImbalanceMeter(tasks_of_stages(cfg))
     loader = iter(engine.RSTrainer.build_train_loader(cfg))
     for _ in range(args.iterations):
         with EventStorage() as storage, torch.no_grad():

@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """Sweep, show the table and write the files."""
     require_detectron2()
     from rs_d2 import engine
+    from rs_d2.config import score_thresh_key
     from rs_d2.engine.threshold_sweep import detect, measure
     from rs_d2.evaluation import sweep
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     about = {"config": args.config_file, "weights": args.weights, "data": cfg.DATASETS.TEST[0]}
     about |= {"timed images": len(timed), "device": cfg.MODEL.DEVICE}
     paths = sweep.write_sweep(args.output, rows, recommended=best["threshold"], **about)
-    _show(rows, best, sweep.main_metric(rows), args.tolerance)
+    _show(rows, best, sweep.main_metric(rows), args.tolerance, score_thresh_key(cfg))
     if args.per_class is not None:
         from rs_d2.evaluation.per_class import write_per_class
 
@@ -110,12 +111,12 @@ def _start(args: argparse.Namespace) -> Any:
     return cfg
 
 
-def _show(rows: list[dict], best: dict, metric: str, tolerance: float) -> None:
+def _show(rows: list[dict], best: dict, metric: str, tolerance: float, key: str) -> None:
     from tabulate import tabulate
 
     print(tabulate(rows, headers="keys", floatfmt=("g", *[".1f"] * len(rows[0]))))
     print(f"\nlargest threshold that loses at most {tolerance:g} {metric}:\n")
-    print(f"MODEL.ROI_HEADS.SCORE_THRESH_TEST {best['threshold']:g}\n")
+    print(f"{key} {best['threshold']:g}\n")
 
 
 def _threshold(text: str) -> float:

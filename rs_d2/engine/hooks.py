@@ -17,8 +17,9 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from rs_d2.balancing import BALANCERS
+from rs_d2.config import is_dense
 from rs_d2.errors import UserError
-from rs_d2.imbalance import COLUMNS, IMBALANCE_FILE, ImbalanceMeter
+from rs_d2.imbalance import IMBALANCE_FILE, ImbalanceMeter
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ _DRAWN = 4  # training images
 _COUNTS = {  # positives and negatives of an image, as the heads log them
     "rpn": ("rpn/num_pos_anchors", "rpn/num_neg_anchors"),
     "rcnn": ("roi_head/num_fg_samples", "roi_head/num_bg_samples"),
+    "dense": ("dense/num_pos_anchors", "dense/num_neg_anchors"),
 }
 
 
@@ -49,7 +51,7 @@ class ImbalanceStatistics(HookBase):
     """
 
     def __init__(self, cfg: CfgNode, period: int = _IMBALANCE_PERIOD) -> None:
-        self._meter = ImbalanceMeter(rcnn_tasks(cfg))
+        self._meter = ImbalanceMeter(tasks_of_stages(cfg))
         self._names = sampler_names(cfg)
         self._period, self._path = period, Path(cfg.OUTPUT_DIR) / IMBALANCE_FILE
 
@@ -217,18 +219,18 @@ def update_from_storage(meter: ImbalanceMeter, storage: Any) -> None:
             meter.update(stage, *(latest[name][0] for name in names))
 
 
-def rcnn_tasks(cfg: CfgNode) -> int:
-    """Binary tasks of a region: one for each class, or one softmax."""
-    if cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS == "cross_entropy":
-        return 1
-    return cfg.MODEL.ROI_HEADS.NUM_CLASSES
+def tasks_of_stages(cfg: CfgNode) -> dict[str, int]:
+    """Binary tasks of an instance of each stage: one for each class, or one softmax."""
+    if is_dense(cfg):
+        return {"dense": cfg.MODEL.RETINANET.NUM_CLASSES}
+    softmax = cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS == "cross_entropy"
+    return {"rpn": 1, "rcnn": 1 if softmax else cfg.MODEL.ROI_HEADS.NUM_CLASSES}
 
 
 def sampler_names(cfg: CfgNode) -> dict[str, str]:
     """The first columns of the published table."""
-    values = (
-        ", ".join(cfg.DATASETS.TRAIN),
-        cfg.MODEL.RPN.SAMPLER,
-        cfg.MODEL.ROI_HEADS.SAMPLER,
-    )
-    return dict(zip(COLUMNS, values, strict=False))
+    names = {"data set": ", ".join(cfg.DATASETS.TRAIN)}
+    if is_dense(cfg):
+        return names
+    samplers = cfg.MODEL.RPN.SAMPLER, cfg.MODEL.ROI_HEADS.SAMPLER
+    return {**names, "RPN sampler": samplers[0], "R-CNN sampler": samplers[1]}

@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from torch import nn
+from torch import Tensor, nn
 
 from rs_d2.engine.trainer import RSTrainer
 from rs_d2.errors import UserError
 from rs_d2.evaluation import build_evaluator
 from rs_d2.evaluation.evaluator import ArrayEvaluator
+from rs_d2.modeling.dense import AnchorDenseDetector
+from rs_d2.modeling.inference import searching_with
+from rs_d2.ops.nms import BoxTable, class_wise_nms
 
 SEARCHES = ("early stopping", "plain")  # the predictor's own search, and Detectron2's
 
@@ -91,11 +95,17 @@ def searching(model: nn.Module, search: str, threshold: float) -> Iterator[list[
     """Let a model use one of ``SEARCHES`` at a threshold; yields a list of the seconds it takes.
 
     Raises:
-        UserError: The model has not one box predictor.
+        UserError: The model has not one box predictor, and is no dense detector.
     """
+    if isinstance(model, AnchorDenseDetector):
+        with _searching_dense(model, search, threshold) as spent:
+            yield spent
+        return
     predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
     if not isinstance(predictor, FastRCNNOutputLayers):
-        raise UserError("--config-file: a sweep needs a model with one box predictor")
+        raise UserError(
+            "--config-file: a sweep needs a model with one box predictor, or a dense detector"
+        )
     kind = type(predictor) if search == SEARCHES[0] else FastRCNNOutputLayers
     before, spent = predictor.test_score_thresh, []
 
@@ -111,6 +121,38 @@ def searching(model: nn.Module, search: str, threshold: float) -> Iterator[list[
     finally:
         predictor.test_score_thresh = before
         del predictor.inference
+
+
+@contextmanager
+def _searching_dense(
+    model: AnchorDenseDetector, search: str, threshold: float
+) -> Iterator[list[float]]:
+    chosen = class_wise_nms if search == SEARCHES[0] else _plain_search
+    before, spent = model.test_score_thresh, []
+
+    def timed(*args: Any) -> Any:
+        start = _now()
+        result = chosen(*args)
+        spent.append(_now() - start)
+        return result
+
+    model.test_score_thresh = threshold
+    try:
+        with searching_with(timed):
+            yield spent
+    finally:
+        model.test_score_thresh = before
+
+
+def _plain_search(
+    table: BoxTable, scores: Tensor, score_thresh: float, nms_thresh: float, topk: int
+) -> tuple[Tensor, Tensor]:
+    """Detectron2's: suppression among all candidates, then the best of what is left."""
+    rows, classes = (scores > score_thresh).nonzero().unbind(1)
+    boxes = table.at(rows, classes)
+    kept = batched_nms(boxes, scores[rows, classes], classes, nms_thresh)
+    kept = kept if topk < 0 else kept[:topk]
+    return rows[kept], classes[kept]
 
 
 @contextmanager

@@ -66,7 +66,10 @@ def statistics(tmp_path, period, max_iter, counts):
     roi_heads = SimpleNamespace(NUM_CLASSES=4, SAMPLER="none")
     head = SimpleNamespace(CRITERION=SimpleNamespace(LOSS="rank_sort"))
     model = SimpleNamespace(
-        ROI_HEADS=roi_heads, ROI_BOX_HEAD=head, RPN=SimpleNamespace(SAMPLER="none")
+        META_ARCHITECTURE="GeneralizedRCNN",
+        ROI_HEADS=roi_heads,
+        ROI_BOX_HEAD=head,
+        RPN=SimpleNamespace(SAMPLER="none"),
     )
     cfg = SimpleNamespace(
         MODEL=model, OUTPUT_DIR=str(tmp_path), DATASETS=SimpleNamespace(TRAIN=("a", "b"))

@@ -39,6 +39,17 @@ def test_a_sampler_lowers_the_ratio(tmp_path, capsys):
     assert sampled[0] < free[0]
 
 
+def test_a_dense_detector_has_one_stage(tmp_path, capsys):
+    config = str(REPO / "configs" / "quick" / "rs_atss_digits.yaml")
+    command = arguments(tmp_path)
+    command[1] = config
+    assert analyze_imbalance.main(command) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| data set | dense_instances | dense_tasks |"
+    instances, tasks = (float(cell[2:]) for cell in table[2].strip("| ").split(" | ")[1:])
+    assert tasks > instances > 1
+
+
 def test_a_mistake_is_one_line(tmp_path, capsys):
     assert analyze_imbalance.main([*arguments(tmp_path), "MODEL.RPN.SAMPLER", "all"]) == 2
     assert capsys.readouterr().err.startswith("error: MODEL.RPN.SAMPLER: 'all' is not one of")

@@ -123,6 +123,23 @@ def test_times_have_a_row_for_each_threshold(setting):
     assert measure(setting[2], [], [0.1, 0.9]) == [{}, {}]
 
 
+def test_both_searches_find_the_same_in_a_dense_detector():
+    cfg, _ = load_config(str(REPO / "configs/quick/rs_paa_digits.yaml"), ["MODEL.DEVICE", "cpu"])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    image, found = picture(), {}
+    for search in SEARCHES:
+        with searching(model, search, 0.012) as spent, torch.no_grad():
+            found[search] = model(image)[0]["instances"]
+            assert model.test_score_thresh == 0.012
+        assert len(spent) == 1
+    assert model.test_score_thresh == 0.001
+    ours, plain = found.values()
+    assert len(ours) > 0
+    torch.testing.assert_close(ours.scores, plain.scores)
+    torch.testing.assert_close(ours.pred_boxes.tensor, plain.pred_boxes.tensor)
+
+
 def test_a_model_without_a_box_predictor_is_named():
     with (
         pytest.raises(UserError, match="needs a model with one box predictor"),
