@@ -168,4 +168,34 @@ MEASURED = (
         "the same",
         "box AP 55.1, AP50 87.3, oLRP 50.0",
     ),
+    Measurement(
+        "quick/rs_mask_rcnn_digits.yaml",
+        "digits, `MODEL.MASK_ON False`",
+        "480 iterations of 4 images, one thread, 5 to 7 min",
+        "box AP 29.5, AP50 49.6, oLRP 76.3",
+    ),
+    Measurement(
+        "quick/rs_atss_digits.yaml",
+        "digits",
+        "the same",
+        "box AP 29.1, AP50 42.0, oLRP 77.2; with focal loss (`atss_digits.yaml`) 12.6, 19.2, 87.6",
+    ),
+    Measurement(
+        "quick/rs_paa_digits.yaml",
+        "digits",
+        "the same",
+        "box AP 29.2, AP50 41.9, oLRP 76.9; with focal loss (`paa_digits.yaml`) 15.1, 23.4, 86.6",
+    ),
+    Measurement(
+        "quick/rs_atss_own_data.yaml",
+        "BCCD",
+        "550 iterations of 4 images, one thread",
+        "box AP 55.0, AP50 86.7, oLRP 51.4; with focal loss 53.4, 85.1, 53.0",
+    ),
+    Measurement(
+        "quick/rs_paa_own_data.yaml",
+        "BCCD",
+        "the same",
+        "box AP 54.0, AP50 85.8, oLRP 51.6; with focal loss 51.7, 81.6, 54.0",
+    ),
 )
