@@ -1,5 +1,6 @@
 """What a user gets from a wheel, and whether the pins agree with the bounds."""
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,25 @@ from packaging.utils import canonicalize_name
 from rs_d2.version import __version__
 
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "rs_d2", "configs")
+USE = """
+import json, rs_d2
+from rs_d2._compat import config_dir
+files = config_dir().rglob("*.yaml")
+yaml = sorted(f"configs/{file.relative_to(config_dir()).as_posix()}" for file in files)
+print(json.dumps({"rs_d2": rs_d2.__file__, "configs": str(config_dir()), "yaml": yaml}))
+"""
+USE_ZOO = """
+import json
+from rs_d2 import model_zoo
+from rs_d2.engine.configs import find_config, load_config
+flagship = model_zoo.get_config("rs_mask_rcnn_lvis")
+other, _ = load_config(find_config("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml"), [])
+print(json.dumps({
+    "models": model_zoo.list_models(),
+    "classes": [cfg.MODEL.ROI_HEADS.NUM_CLASSES for cfg in (flagship, other)],
+    "heads": flagship.MODEL.ROI_HEADS.NAME,
+}))
+"""
 CONFIGS = {path.relative_to(REPO).as_posix() for path in REPO.glob("configs/**/*.yaml")}
 
 
@@ -32,6 +52,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = "from setuptools import build_meta as b; b.build_wheel('.'); b.build_sdist('.')"
     subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
     return folder
+
+
+def install(archive: Path, folder: Path) -> Path:
+    """Have pip put an archive's package, and nothing else, into a folder."""
+    pytest.importorskip("pip")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    command += ["--no-build-isolation", "--no-compile", "--target", str(folder), str(archive)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory) -> Path:
+    """A folder into which pip has put the wheel."""
+    return install(next(built.glob("*.whl")), tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture(scope="module")
@@ -52,26 +88,44 @@ def pins() -> list[Requirement]:
     return [Requirement(line) for line in lines if line]
 
 
+def run_installed(installed: Path, folder: Path, code: str) -> dict:
+    """Run code that prints json, outside the checkout, with the installed package in front."""
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def test_wheel_has_every_config_and_only_our_package(wheel):
     names = set(wheel.namelist())
     assert {f"rs_d2/{path}" for path in CONFIGS} <= names
     assert {name.split("/")[0] for name in names} == {"rs_d2", f"rs_d2-{__version__}.dist-info"}
 
 
-def test_installed_package_finds_its_configs(wheel, tmp_path):
-    wheel.extractall(tmp_path)
-    code = "from rs_d2._compat import config_dir; print(config_dir())"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == str(tmp_path / "rs_d2" / "configs"), done.stderr
+def test_installed_package_finds_its_configs(installed, tmp_path):
+    assert run_installed(installed, tmp_path, USE) == {
+        "rs_d2": str(installed / "rs_d2" / "__init__.py"),
+        "configs": str(installed / "rs_d2" / "configs"),
+        "yaml": sorted(CONFIGS),
+    }
 
 
-def test_source_archive_can_be_built_again(built, tmp_path):
-    shutil.unpack_archive(next(built.glob("*.tar.gz")), tmp_path)
-    (top,) = tmp_path.iterdir()
-    assert {p.relative_to(top).as_posix() for p in top.glob("configs/**/*.yaml")} == CONFIGS
-    assert (top / "setup.py").is_file()
+def test_installed_package_builds_the_models_of_its_zoo(installed, tmp_path):
+    pytest.importorskip("detectron2")
+    models = [path for path in CONFIGS if "/_base_/" not in path]
+    assert run_installed(installed, tmp_path, USE_ZOO) == {
+        "models": sorted(path.removeprefix("configs/").removesuffix(".yaml") for path in models),
+        "classes": [1203, 80],
+        "heads": "RSROIHeads",
+    }
+
+
+def test_source_archive_installs_the_same_files(built, installed, tmp_path):
+    def files(folder):
+        return {p.relative_to(folder).as_posix() for p in (folder / "rs_d2").rglob("*.*")}
+
+    assert files(install(next(built.glob("*.tar.gz")), tmp_path)) == files(installed)
 
 
 def test_detectron2_is_no_requirement(metadata):

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _checked(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Config, metadata and weights, which must fit each other."""
+    from rs_d2.checkpoint.metadata import portable_config
     from rs_d2.checkpoint.revision import code_revision
     from rs_d2.data._files import read_json
     from rs_d2.engine.predictor import Predictor
@@ -77,17 +78,13 @@ def _checked(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     predictor = Predictor(
         args.checkpoint, config=args.config_file, class_names=args.class_names, device="cpu"
     )
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    # What belongs to this machine and not to the model.
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "cuda", "./output"
-    about = predictor.about
+    cfg, about = predictor.cfg, predictor.about
     if args.metrics is not None:
         content = read_json(args.metrics)
         if not isinstance(content, dict):
             raise UserError(f"{args.metrics}: expected metrics by task, as a run writes them")
         about = about._replace(metrics=flat_metrics(content))
-    about = about._replace(config=cfg.dump(), revision=about.revision or code_revision())
+    about = about._replace(config=portable_config(cfg), revision=about.revision or code_revision())
     return cfg, about, predictor.model.state_dict()
 
 

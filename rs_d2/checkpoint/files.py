@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} holds {named[1]}, more than tensors and plain types: refused, since reading"
             " it could run code"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not a checkpoint ({reason})") from error
     if not isinstance(content, dict):

@@ -40,6 +40,14 @@ class CheckpointMetadata(NamedTuple):
         }
 
 
+def portable_config(cfg: Any) -> str:
+    """A config as yaml, without the paths and the device of the machine that it comes from."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "cuda", "./output"
+    return cfg.dump()
+
+
 def read_metadata(content: Mapping[str, Any], filename: str) -> CheckpointMetadata | None:
     """The metadata of a loaded checkpoint; None where it has none, such as Detectron2's own files.
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rs_d2.checkpoint.metadata import portable_config
 from rs_d2.errors import UserError
 from rs_d2.version import __version__
 
@@ -44,7 +45,7 @@ def about_model(
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         class_names=tuple(class_names),
-        config=cfg.dump(),
+        config=portable_config(cfg),
         revision=revision,
     )
 

@@ -7,20 +7,23 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 
 from rs_d2.checkpoint.files import write_checkpoint
 from rs_d2.checkpoint.metadata import ENTRY as CHECKPOINT_ENTRY
-from rs_d2.checkpoint.metadata import CheckpointMetadata
+from rs_d2.checkpoint.metadata import CheckpointMetadata, portable_config
 from rs_d2.checkpoint.revision import code_revision
 from rs_d2.errors import UserError
 from rs_d2.export.about import ENTRY, about_model
 from rs_d2.export.graph import ExportableDetector, traceable
 
 _OPSET = 19  # the first with deformable convolution
+_REFUSED = "Could not export"  # TorchScript's word for what it has no form for
 
 
 def export_model(
@@ -51,7 +54,7 @@ def _write_torchscript(
     model: nn.Module, cfg: CfgNode, image: Tensor, path: Path, class_names: Sequence[str]
 ) -> None:
     graph = ExportableDetector(model)
-    with traceable(model), _quiet():
+    with traceable(model), _tracing():
         traced = torch.jit.trace(graph, (image,), check_trace=False)
         about = about_model(cfg, graph.outputs, class_names, code_revision())
         content = io.BytesIO()
@@ -65,11 +68,11 @@ def _write_onnx(
     try:
         import onnx
     except ImportError as error:
-        raise UserError("onnx is not installed: pip install 'rs_d2[export]'") from error
+        raise UserError("onnx is not installed: pip install onnx onnxruntime") from error
     graph = ExportableDetector(model)
     content = io.BytesIO()
     axes = {name: {0: "detections"} for name in graph.outputs}
-    with traceable(model), _quiet():
+    with traceable(model), _tracing():
         torch.onnx.export(
             graph,
             (image,),
@@ -90,10 +93,7 @@ def _write_onnx(
 def _write_torch(
     model: nn.Module, cfg: CfgNode, image: Tensor, path: Path, class_names: Sequence[str]
 ) -> None:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""  # they are here
-    about = CheckpointMetadata(cfg.dump(), tuple(class_names), revision=code_revision())
+    about = CheckpointMetadata(portable_config(cfg), tuple(class_names), revision=code_revision())
     write_checkpoint({"model": model.state_dict(), CHECKPOINT_ENTRY: about.to_entry()}, path)
 
 
@@ -106,11 +106,21 @@ FORMATS: dict[str, Writer] = {
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tracer from warning of every shape that is constant, and of its own age."""
-    with warnings.catch_warnings():
+def _tracing() -> Iterator[None]:
+    """Keep the tracer from talking, and let it end in one line where it cannot go on.
+
+    It warns of every shape that is constant and of its own age, and turns on a log in which it
+    shows the whole graph.
+    """
+    with warnings.catch_warnings(), mock.patch("torch._C._jit_set_onnx_log_enabled"):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            reason = next(filter(None, str(error).splitlines()), "").partition(". ")[0]
+            if not isinstance(error, OnnxExporterError) and not reason.startswith(_REFUSED):
+                raise
+            raise UserError(f"the model cannot be exported: {reason} (docs/export.md)") from error
 
 
 def _write(content: bytes, path: Path) -> None:

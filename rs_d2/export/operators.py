@@ -58,6 +58,7 @@ class _DeformConv(torch.autograd.Function):
         stride: Pair,
         padding: Pair,
         dilation: Pair,
+        groups: Pair,
     ) -> Tensor:
         return torchvision_deform_conv2d(
             features, offset, weight, bias, stride, padding, dilation, mask
@@ -74,9 +75,8 @@ class _DeformConv(torch.autograd.Function):
         stride: Pair,
         padding: Pair,
         dilation: Pair,
+        groups: Pair,
     ) -> Any:
-        _, in_channels, *kernel = weight.type().sizes()
-        taps = kernel[0] * kernel[1]
         return graph.op(
             "DeformConv",
             features,
@@ -84,12 +84,12 @@ class _DeformConv(torch.autograd.Function):
             offset,
             bias,
             mask,
-            kernel_shape_i=kernel,
+            kernel_shape_i=weight.type().sizes()[2:],
             strides_i=list(stride),
             pads_i=[*padding, *padding],
             dilations_i=list(dilation),
-            group_i=features.type().sizes()[1] // in_channels,
-            offset_group_i=mask.type().sizes()[1] // taps,
+            group_i=groups[0],
+            offset_group_i=groups[1],
         )
 
 
@@ -108,5 +108,12 @@ def deform_conv2d(
         return torchvision_deform_conv2d(
             features, offset, weight, bias, stride, padding, dilation, mask
         )
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return _DeformConv.apply(features, offset, weight, bias, mask, stride, padding, dilation)
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+    # Sizes are constants here; the graph does not know them everywhere.
+    groups = (
+        int(features.shape[1]) // int(weight.shape[1]),
+        int(mask.shape[1]) // int(weight[0, 0].numel()),
+    )
+    return _DeformConv.apply(
+        features, offset, weight, bias, mask, stride, padding, dilation, groups
+    )

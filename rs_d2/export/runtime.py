@@ -114,6 +114,8 @@ def load(path: str | PathLike) -> Callable[[ImageLike], Detections]:
 
 
 def _load_script(path: Path) -> tuple[Graph, About]:
+    import torchvision  # noqa: F401  registers its operators, which the graphs use
+
     extra = {ENTRY: ""}
     try:
         with warnings.catch_warnings():
@@ -135,12 +137,12 @@ def _load_onnx(path: Path) -> tuple[Graph, About]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("onnxruntime is not installed: pip install 'rs_d2[export]'") from error
+        raise UserError("onnxruntime is not installed: pip install onnx onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns of shapes that it infers itself
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=onnxruntime.get_available_providers()
+            str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its own family of exceptions, without a base
         raise UserError(f"{path} is not an ONNX file that onnxruntime can run") from error

@@ -49,7 +49,7 @@ def test_other_files_are_refused_by_name(tmp_path, content):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.pth does not exist$"):
         read_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(UserError, match="no file$"):
+    with pytest.raises(UserError, match=r"no file$"):
         read_checkpoint(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_metadata_survive_a_file(tmp_path):
 
 @pytest.mark.parametrize("entry", [5, {"config": 3}, {"config": "", "class_names": [1]}])
 def test_an_entry_that_is_no_metadata_is_refused(entry):
-    with pytest.raises(UserError, match="^x.pth: its entry 'rs_d2' is not the metadata"):
+    with pytest.raises(UserError, match=r"^x\.pth: its entry 'rs_d2' is not the metadata"):
         read_metadata({ENTRY: entry}, "x.pth")
 
 
