@@ -31,6 +31,8 @@ from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
 from rs_d2.checkpoint.mmdet import Conversion, describe, to_detectron2, to_mmdet
 from rs_d2.errors import UserError, exit_code
 
+_WRAPPER = "module."  # of a model that was saved in its distributed wrapper
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
@@ -107,13 +109,22 @@ def _state(content: Mapping[str, Any], path: Path, to_mmdet: bool) -> Mapping[st
     state = content.get(entry, content)
     entries = list(state.items()) if isinstance(state, Mapping) else []
     if entries and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in entries):
-        return state
+        _check_numbers(entries, path)
+        wrapped = all(name.startswith(_WRAPPER) for name, _ in entries)
+        return {name.removeprefix(_WRAPPER): value for name, value in entries} if wrapped else state
     if entry in content:
         raise UserError(f"{path}: its entry '{entry}' is not a mapping of names to tensors")
     advice = ""
     if other in content:
         advice = f"; it has '{other}': {'leave --to-mmdet out' if to_mmdet else 'add --to-mmdet'}?"
     raise UserError(f"{path} has no entry '{entry}' and is no mapping of names to tensors{advice}")
+
+
+def _check_numbers(entries: Sequence[tuple[str, Tensor]], path: Path) -> None:
+    """Counters are integers; anything else that is would be rounded or quantised weights."""
+    for name, value in entries:
+        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise UserError(f"{path}: {name} holds {value.dtype}, no floating-point numbers")
 
 
 def _fits(state: Mapping[str, Tensor], convert: Callable[..., Conversion]) -> str:
@@ -140,7 +151,10 @@ def _class_names(content: Mapping[str, Any], cfg: Any, args: argparse.Namespace)
         metadata = read_metadata(content, str(args.source))
         candidates += [] if metadata is None else [metadata.class_names]
     elif isinstance(content.get("meta"), Mapping):
-        candidates.append(content["meta"].get("CLASSES"))
+        meta = content["meta"]
+        candidates.append(meta.get("CLASSES"))
+        if isinstance(meta.get("dataset_meta"), Mapping):  # of newer versions
+            candidates += [meta["dataset_meta"].get(key) for key in ("classes", "CLASSES")]
     candidates += [MetadataCatalog.get(data).get("thing_classes") for data in cfg.DATASETS.TEST]
     for names in candidates:
         if isinstance(names, (list, tuple)) and len(names) == lookup(cfg, num_classes_key(cfg)):

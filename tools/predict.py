@@ -14,8 +14,9 @@ The output folder gets the pictures (or one mp4), predictions.json (a list of re
 images.json (which image an image_id stands for, and what the category ids mean). The config is the
 one in the checkpoint, unless --config-file names another. KEY VALUE pairs come last.
 
-Exit codes: 0 done; 1 some images could not be read; 2 a mistake in the arguments or files, or no
-image found, named in one line; 130 interrupted, with whole files of what was done.
+Exit codes: 0 done; 1 some images could not be read, or pictures not written; 2 a mistake in the
+arguments or files, no image found, or a picture would overwrite an input, named in one line;
+130 interrupted, with whole files of what was done.
 """
 
 from __future__ import annotations
@@ -135,8 +136,10 @@ def _ids(args: argparse.Namespace, predictor: Any, files: Sequence[Any]) -> Any:
     if args.gt_json is None:
         return None
     from rs_d2.data._files import read_json
-    from rs_d2.engine.result_files import ids_of_ground_truth
+    from rs_d2.engine.result_files import INDEX, RESULTS, ids_of_ground_truth
+    from rs_d2.engine.sources import check_targets
 
+    check_targets([args.gt_json], [args.output / name for name in (RESULTS, INDEX)])
     paths = [file.path for file in files]
     return ids_of_ground_truth(read_json(args.gt_json), str(args.gt_json), predictor, paths)
 
@@ -149,9 +152,11 @@ def _tell(args: argparse.Namespace, summary: Any, *, live: bool) -> int:
     )
     if summary.num_unreadable:
         print(f"{summary.num_unreadable} images could not be read", file=sys.stderr)
+    if summary.num_unwritten:
+        print(f"{summary.num_unwritten} pictures could not be written", file=sys.stderr)
     if summary.interrupted and not live:  # a webcam has no other end
         return 130
-    return 1 if summary.num_unreadable else 0
+    return 1 if summary.num_unreadable or summary.num_unwritten else 0
 
 
 def _positive(text: str) -> int:

@@ -12,6 +12,14 @@ import torch
 
 from rs_d2.errors import UserError
 
+_HARMLESS = {  # what arrays are pickled with; "numpy." is left out
+    ("core.multiarray", "_reconstruct"),
+    ("core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+}
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # torch's word for a class that is not on its list
 
 
@@ -42,6 +50,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint (it holds a {type(content).__name__})")
     return content
+
+
+def check_pickle(path: str | Path) -> None:
+    """Make sure that reading a pickle, as Detectron2's model zoo has them, runs no code.
+
+    Raises:
+        UserError: The file is missing, no pickle, or holds more than arrays and plain types.
+    """
+    try:
+        with open(path, "rb") as file:
+            _ArraysOnly(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever a file that is no pickle makes its reader raise
+        raise UserError(f"{path} is not a checkpoint") from error
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.removeprefix("numpy.").replace("_core", "core"), name) in _HARMLESS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(
+            f"holds {module}.{name}, more than arrays and plain types: refused, since reading it"
+            " could run code"
+        )
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
 from rs_d2.checkpoint.revision import code_revision
 from rs_d2.checkpoint.torchvision import torchvision_resnet
@@ -105,12 +104,13 @@ class TrainingCheckpointer(RSCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         if not self.save_to_disk or not path.is_file():
             return
-        content = read_checkpoint(path)
-        entry = content.setdefault(ENTRY, self._about.to_entry())  # an older version's has none
-        entry["metrics"] = flat_metrics(results)
-        partial = path.with_suffix(".partial")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        try:
+            content = read_checkpoint(path)
+            entry = content.setdefault(ENTRY, self._about.to_entry())  # an older version's has none
+            entry["metrics"] = flat_metrics(results)
+            write_checkpoint(content, path)
+        except UserError as error:  # a hook's state may be more than tensors and plain types
+            logging.getLogger(__name__).warning("no metrics in %s: %s", path, error)
 
     @cached_property
     def _about(self) -> CheckpointMetadata:

@@ -12,6 +12,7 @@ from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 
 _SHORT_SIDE = 400  # small images grow towards it, so that labels can be read; in pixels
+_LONG_SIDE = 4096  # at most so far: a strip would become too large to be encoded; in pixels
 _MASK_OPACITY = 0.45
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -31,7 +32,7 @@ def paint_instances(
 
     Returns:
         uint8 picture, RGB; of the image's size, or a multiple of it as long as the short side has
-        at most 400 pixels.
+        at most 400 pixels and the long side 4096.
     """
     order = instances.scores.argsort(stable=True).tolist()
     boxes = instances.pred_boxes.tensor.numpy()
@@ -64,7 +65,7 @@ def class_color(index: int) -> Color:
 def _enlarged(image: np.ndarray) -> tuple[Image.Image, int]:
     """A copy, and how many times it is as large."""
     height, width = image.shape[:2]
-    scale = max(1, _SHORT_SIDE // min(height, width))
+    scale = max(1, min(_SHORT_SIDE // min(height, width), _LONG_SIDE // max(height, width)))
     picture = Image.fromarray(image)
     if scale == 1:
         return picture.copy(), 1

@@ -19,7 +19,14 @@ from rs_d2.engine.overlay import paint_instances
 from rs_d2.engine.predictor import Predictor
 from rs_d2.engine.progress import is_live
 from rs_d2.engine.result_files import Ids, ResultFiles, as_json, default_ids, result_entries
-from rs_d2.engine.sources import Frame, ImageFile, Unreadable, VideoFrames, load_images
+from rs_d2.engine.sources import (
+    Frame,
+    ImageFile,
+    Unreadable,
+    VideoFrames,
+    check_targets,
+    load_images,
+)
 from rs_d2.errors import UserError
 
 _WRITERS = 2  # threads that paint and encode
@@ -27,10 +34,14 @@ _BACKLOG = 8  # images that may wait for them, besides a batch
 
 
 class Summary(NamedTuple):
-    """What a prediction did: images, detections, seconds; whether Ctrl-C ended it early."""
+    """What a prediction did: images, detections, seconds; whether Ctrl-C ended it early.
+
+    ``num_unwritten`` counts the images whose picture could not be written.
+    """
 
     num_images: int
     num_unreadable: int
+    num_unwritten: int
     num_detections: int
     seconds: float
     interrupted: bool
@@ -42,6 +53,7 @@ class _Rendered(NamedTuple):
     count: int
     picture: np.ndarray | None
     seconds: float | None
+    problem: str | None = None  # why the picture could not be written
 
 
 def predict_images(
@@ -56,7 +68,8 @@ def predict_images(
 ) -> Summary:
     """Write ``predictions.json``, ``images.json`` and a picture per image into a folder.
 
-    Images that cannot be read are named on stderr and left out. Ctrl-C ends it with whole files.
+    Images that cannot be read are named on stderr and left out; those whose picture cannot be
+    written are named, too. Ctrl-C ends it with whole files.
 
     Args:
         predictor: the model.
@@ -68,8 +81,10 @@ def predict_images(
         num_workers: processes that read images; 0: none beside this one.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or a picture would overwrite one of the images.
     """
+    if draw:
+        check_targets((file.path for file in files), (folder / file.picture for file in files))
     ids = ids or default_ids(predictor)
     batches = load_images(
         files,
@@ -83,9 +98,12 @@ def predict_images(
         file = files[frame.position]
         about = {"file_name": str(file.path)} | ({"picture": file.picture} if draw else {})
         rendered = _render(predictor, ids, about, frame, instances)
-        if rendered.picture is not None:
-            _save(rendered.picture, folder / file.picture)
-        return rendered._replace(picture=None)
+        if rendered.picture is None:
+            return rendered
+        problem = _save(rendered.picture, folder / file.picture)
+        if problem is not None:
+            del rendered.image["picture"]
+        return rendered._replace(picture=None, problem=problem)
 
     names = [str(file.path) for file in files]
     with ResultFiles(folder) as results:
@@ -114,8 +132,12 @@ def predict_video(
         batch_size: frames that the model sees together.
 
     Raises:
-        UserError: The source cannot be opened, or the video not written.
+        UserError: The source cannot be opened, or the video not written, or it would overwrite the
+            source.
     """
+    target = folder / f"{Path(given.replace(':', '_')).stem}.mp4"
+    if draw:
+        check_targets([Path(given)], [target])
     frames = VideoFrames(given, predictor.prepare, batch_size, draw)
     ids = default_ids(predictor)
 
@@ -123,9 +145,6 @@ def predict_video(
         about = {"file_name": given, "frame": frame.position}
         return _render(predictor, ids, about, frame, instances)
 
-    target = folder / f"{Path(given.replace(':', '_')).stem}.mp4"
-    if draw and target.exists() and target.samefile(given):
-        raise UserError(f"--output: {target} is the input itself; choose another folder")
     with ResultFiles(folder) as results, _VideoFile(target, frames.rate) as video:
         results.set_categories(ids, predictor.class_names)
         return _run(predictor, frames, frames.length, render, results, picture=video.add)
@@ -141,13 +160,17 @@ def _run(
     picture: Callable[[np.ndarray, float | None], None] | None = None,
 ) -> Summary:
     """Let the model run while threads render what it has found; results keep their order."""
-    start, num_images, num_unreadable = time.perf_counter(), 0, 0
+    start, num_images, num_unreadable, num_unwritten = time.perf_counter(), 0, 0, 0
     pending: deque[Future[_Rendered]] = deque()
 
     def collect(limit: int) -> None:
+        nonlocal num_unwritten
         while pending and (len(pending) > limit or pending[0].done()):
             rendered = pending.popleft().result()
             results.add(rendered.image, rendered.entries, rendered.count)
+            if rendered.problem is not None:
+                num_unwritten += 1
+                tqdm.write(f"not written: {rendered.problem}", file=sys.stderr)
             if picture is not None and rendered.picture is not None:
                 picture(rendered.picture, rendered.seconds)
 
@@ -171,7 +194,9 @@ def _run(
             interrupted = True
         collect(limit=0)
     seconds = time.perf_counter() - start
-    return Summary(num_images, num_unreadable, results.num_detections, seconds, interrupted)
+    return Summary(
+        num_images, num_unreadable, num_unwritten, results.num_detections, seconds, interrupted
+    )
 
 
 def _render(
@@ -192,13 +217,15 @@ def _report(name: str, reason: str, results: ResultFiles) -> None:
     results.add_unreadable(name, reason)
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
+def _save(picture: np.ndarray, path: Path) -> str | None:
+    """Write a picture; returns its path and what went wrong, if anything did."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Little compression of PNG: it would take longer than the painting.
         Image.fromarray(picture).save(path, quality=92, compress_level=1)
-    except OSError as error:
-        raise UserError(f"--output: {path} cannot be written ({error.strerror})") from error
+    except OSError as error:  # such as JPEG's limit of 65535 pixels
+        return f"{path} ({error.strerror or error})"
+    return None
 
 
 class _VideoFile:

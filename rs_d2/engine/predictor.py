@@ -23,7 +23,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.files import check_pickle, read_checkpoint
 from rs_d2.checkpoint.metadata import CheckpointMetadata, read_metadata
 from rs_d2.config import lookup, num_classes_key, score_thresh_key
 from rs_d2.engine.checkpointer import load_for_evaluation, training_classes
@@ -140,6 +140,13 @@ class InputMaker:
     """Reads an image and resizes it as a config's test does; may be sent to another process."""
 
     def __init__(self, cfg: CfgNode) -> None:
+        """Read the config.
+
+        Raises:
+            UserError: Its channels are not those of a colour image.
+        """
+        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}' is neither BGR nor RGB")
         self._format = cfg.INPUT.FORMAT
         self._augmentations = AugmentationList(build_augmentation(cfg, is_train=False))
 
@@ -180,7 +187,10 @@ class InputMaker:
 
 def _stored_metadata(path: str) -> CheckpointMetadata | None:
     """What a file says of itself; Detectron2's own pickles and addresses say nothing."""
-    if "://" in path or Path(path).suffix == ".pkl":
+    if "://" in path:
+        return None
+    if Path(path).suffix == ".pkl":
+        check_pickle(path)
         return None
     return read_metadata(read_checkpoint(path), path)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import os
 import queue
 import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -57,21 +58,45 @@ class Unreadable(NamedTuple):
 def find_images(inputs: Sequence[str], output: Path) -> list[ImageFile]:
     """Find the images that files, folders and patterns stand for, in their order.
 
-    Folders are searched with all they contain, in the order of the names, the output folder left
-    out. A file that is named twice counts once.
+    Folders are searched with all they contain, in the order of the names, but for hidden files and
+    folders. In folders and patterns an output folder below them is left out. A file that is named
+    twice, by whatever path or link, counts once.
 
     Raises:
         UserError: An input does not exist, or holds no image.
     """
-    found: dict[Path, PurePath] = {}
+    found: dict[Path, tuple[Path, PurePath]] = {}
     for given in inputs:
         pairs = list(_expand(given, output))
         if not pairs:
             raise UserError(f"INPUT: {given}: no image found")
         for path, name in pairs:
-            found.setdefault(path.absolute(), name)
+            found.setdefault(path.resolve(), (path.absolute(), name))
     taken: set[str] = set()
-    return [ImageFile(path, _picture_name(name, taken)) for path, name in found.items()]
+    return [ImageFile(path, _picture_name(name, taken)) for path, name in found.values()]
+
+
+def check_targets(inputs: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Check that no file to be written is one that is read, by whatever path or link.
+
+    Raises:
+        UserError: The first that is.
+    """
+    known = {identity: path for path in inputs if (identity := _identity(path)) is not None}
+    for target in targets:
+        if (path := known.get(_identity(target))) is not None:
+            raise UserError(
+                f"--output: {target} would overwrite the input {path}; choose another --output"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of a file on this machine; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_video(given: str) -> bool:
@@ -201,19 +226,44 @@ def _expand(given: str, output: Path) -> Iterator[tuple[Path, PurePath]]:
     """Yield the images of one input with their names for the output."""
     path = Path(given)
     if path.is_dir():
-        excluded = output.absolute()
+        is_output = _below(output, path)
         for file in sorted(path.rglob("*")):
-            inside = excluded in file.absolute().parents and excluded != path.absolute()
-            if file.suffix.lower() in IMAGE_ENDINGS and file.is_file() and not inside:
-                yield file, file.relative_to(path)
+            name = file.relative_to(path)
+            hidden = any(part.startswith(".") for part in name.parts)  # as patterns have it
+            if not hidden and _is_image(file) and not is_output(file):
+                yield file, name
     elif path.exists():
         yield path, PurePath(path.name)
     elif glob.has_magic(given):
-        for name in sorted(glob.glob(given, recursive=True)):
-            if name.lower().endswith(IMAGE_ENDINGS):
-                yield Path(name), PurePath(Path(name).name)
+        is_output = _below(output, _fixed_part(given))
+        for file in map(Path, sorted(glob.glob(given, recursive=True))):
+            if _is_image(file) and not is_output(file):
+                yield file, PurePath(file.name)
     else:
         raise UserError(f"INPUT: {given} does not exist")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_ENDINGS and path.is_file()
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder that all matches of a pattern are in."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return Path(folder)
+
+
+def _below(output: Path, searched: Path) -> Callable[[Path], bool]:
+    """Whether a file is of the output, if that is a folder below the one that is searched.
+
+    The folder itself or one around it is not left out: nothing would remain.
+    """
+    excluded = output.resolve()
+    if searched.resolve() not in excluded.parents:
+        return lambda file: False
+    return lambda file: excluded in file.resolve().parents
 
 
 def _picture_name(name: PurePath, taken: set[str]) -> str:

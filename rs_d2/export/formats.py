@@ -112,6 +112,7 @@ def _tracing() -> Iterator[None]:
     It warns of every shape that is constant and of its own age, and turns on a log in which it
     shows the whole graph.
     """
+    torch._C._jit_set_onnx_log_enabled(False)  # an exporter that ran before may have left it on
     with warnings.catch_warnings(), mock.patch("torch._C._jit_set_onnx_log_enabled"):
         warnings.simplefilter("ignore")
         try:

@@ -4,10 +4,11 @@ import collections
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
+from rs_d2.checkpoint.files import check_pickle, read_checkpoint, write_checkpoint
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata, read_metadata
 from rs_d2.errors import UserError
 
@@ -81,3 +82,32 @@ def test_an_entry_that_is_no_metadata_is_refused(entry):
 
 def test_files_without_metadata_have_none():
     assert read_metadata({"model": {}}, "x.pth") is None
+
+
+def test_a_pickle_of_arrays_passes(tmp_path):
+    path = tmp_path / "x.pkl"
+    arrays = {"model": {"w": np.ones((2, 3), np.float32), "n": np.int64(3)}, "__author__": "a"}
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps(arrays, protocol=protocol))
+        check_pickle(path)
+
+
+def test_a_pickle_that_could_run_code_is_refused_unread(tmp_path):
+    path, mark = tmp_path / "x.pkl", tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(mark), "w"))
+
+    path.write_bytes(pickle.dumps({"model": Bomb()}))
+    with pytest.raises(UserError, match=r"x\.pkl: holds \S+open, more than arrays"):
+        check_pickle(path)
+    assert not mark.exists()
+
+
+def test_what_is_no_pickle_is_named(tmp_path):
+    (tmp_path / "x.pkl").write_text("hello")
+    with pytest.raises(UserError, match=r"x\.pkl"):
+        check_pickle(tmp_path / "x.pkl")
+    with pytest.raises(UserError, match="cannot be read"):
+        check_pickle(tmp_path / "missing.pkl")

@@ -90,6 +90,17 @@ def test_small_images_grow_and_large_ones_do_not():
         assert (picture[3 * expected // 4 - 20, 3 * expected // 4] != 128).any()
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1, 250), (16, 4000)), ((250, 1), (4000, 16)), ((1, 5000), (1, 5000))]
+)
+def test_strips_grow_no_further_than_can_be_encoded(size, expected):
+    image = np.full((*size, 3), 128, np.uint8)
+    found = made([[0, 0, size[1], size[0]]], [0.9], [0], torch.ones(1, *size, dtype=torch.bool))
+    picture = paint_instances(image, found, NAMES)
+    assert picture.shape == (*expected, 3)
+    assert (picture != 128).any()
+
+
 def test_neighbouring_classes_look_different():
     colors = np.array([class_color(i) for i in range(60)], dtype=int)
     distance = np.abs(colors[:, None] - colors[None]).sum(-1)

@@ -4,6 +4,7 @@ import builtins
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from detectron2.config import get_cfg
 
 from rs_d2.engine import sources
 from rs_d2.engine.predictor import InputMaker
-from rs_d2.engine.sources import Frame, Unreadable, VideoFrames, find_images, load_images
+from rs_d2.engine.sources import (
+    Frame,
+    Unreadable,
+    VideoFrames,
+    check_targets,
+    find_images,
+    load_images,
+)
 from rs_d2.errors import UserError
 
 
@@ -69,6 +77,59 @@ def test_pictures_of_an_earlier_run_are_no_input(tree):
     Image.new("RGB", (8, 6)).save(tree / "a" / "out" / "1.jpg")
     assert len(find_images([str(tree / "a")], tree / "a" / "out")) == 4
     assert len(find_images([str(tree / "a")], tree / "a")) == 5  # what was asked for
+    assert len(find_images([str(tree / "a")], tree)) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "count"),
+    [
+        ("a", "a/../a/out", 4),
+        ("link", "a/out", 4),
+        ("a", "link/out", 4),
+        ("a/**/*.jpg", "a/out", 2),
+        ("link/**/*.jpg", "a/deep/../out", 2),
+        ("a/../*/*.jpg", "b", 1),
+    ],
+)
+def test_the_output_is_known_by_any_path(tree, monkeypatch, given, output, count):
+    monkeypatch.chdir(tree)
+    (tree / "a" / "out").mkdir()
+    Image.new("RGB", (8, 6)).save(tree / "a" / "out" / "1.jpg")
+    (tree / "link").symlink_to(tree / "a")
+    assert len(find_images([given], Path(output))) == count
+
+
+def test_a_file_counts_once_by_whatever_path(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    (tree / "link").symlink_to(tree / "a")
+    inputs = ["a/1.jpg", "./b/../a/1.jpg", "link/1.jpg", str(tree / "a" / "1.jpg")]
+    (file,) = find_images(inputs, tree / "out")
+    assert file.path == tree / "a" / "1.jpg"
+
+
+def test_hidden_files_are_found_by_their_name_only(tree):
+    (tree / "a" / ".cache").mkdir()
+    for hidden in ("a/._1.jpg", "a/.cache/1.jpg"):
+        (tree / hidden).write_text("no image")
+    assert len(find_images([str(tree / "a")], tree / "out")) == 4
+    assert len(find_images([str(tree / "a" / "**" / "*")], tree / "out")) == 4
+    named = find_images([str(tree / "a" / "._1.jpg")], tree / "out")
+    assert [file.path.name for file in named] == ["._1.jpg"]
+
+
+def test_a_folder_that_matches_a_pattern_is_no_image(tree):
+    (tree / "b" / "2.jpg").mkdir()
+    assert len(find_images([str(tree / "b" / "*.jpg")], tree / "out")) == 1
+
+
+def test_a_target_that_is_an_input_is_named_by_any_path(tree):
+    inputs = [tree / "a" / "1.jpg", tree / "b" / "1.jpg"]
+    check_targets(inputs, [tree / "a" / "2.PNG", tree / "none.jpg"])
+    (tree / "link").symlink_to(tree / "b")
+    (tree / "hard.jpg").hardlink_to(tree / "b" / "1.jpg")
+    for target in (tree / "a" / ".." / "b" / "1.jpg", tree / "link" / "1.jpg", tree / "hard.jpg"):
+        with pytest.raises(UserError, match=f"^--output: {target} .*b/1.jpg; choose another --out"):
+            check_targets(inputs, [target])
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_file_of_another_kind_is_one_line(name, write, message, tmp_path):
 
 def test_a_package_that_is_missing_is_named(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="onnxruntime is not installed: pip install 'rs_d2"):
+    with pytest.raises(UserError, match="onnxruntime is not installed: pip install onnx"):
         load(files / "model.onnx")
 
 

@@ -311,3 +311,31 @@ def test_it_runs_as_a_program_from_anywhere(files):
     done = subprocess.run(command + argv, cwd=files, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "out.pth: " in done.stdout
+
+
+def test_names_of_a_distributed_wrapper_are_unwrapped(files):
+    content = torch.load(files / "theirs.pth", weights_only=True)
+    content["state_dict"] = {f"module.{k}": v for k, v in content["state_dict"].items()}
+    torch.save(content, files / "wrapped.pth")
+    assert convert(files, "wrapped.pth", "out.pth") == 0
+    ours = read_checkpoint(files / "ours.pth")["model"]
+    assert equal(read_checkpoint(files / "out.pth")["model"], ours)
+
+
+def test_class_names_of_newer_versions_are_found(files):
+    content = torch.load(files / "theirs.pth", weights_only=True)
+    content["meta"] = {"dataset_meta": {"classes": NAMES[::-1]}}
+    torch.save(content, files / "newer.pth")
+    assert convert(files, "newer.pth", "out.pth") == 0
+    written = read_checkpoint(files / "out.pth")
+    assert read_metadata(written, "out.pth").class_names == NAMES[::-1]
+
+
+def test_weights_that_are_no_floating_point_numbers_are_named(files, capsys):
+    content = torch.load(files / "theirs.pth", weights_only=True)
+    name = "roi_head.bbox_head.fc_cls.weight"
+    content["state_dict"][name] = content["state_dict"][name].to(torch.int32)
+    torch.save(content, files / "quantised.pth")
+    assert convert(files, "quantised.pth", "out.pth") == 2
+    assert f"{name} holds torch.int32" in capsys.readouterr().err
+    assert not (files / "out.pth").exists()

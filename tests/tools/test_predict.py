@@ -117,6 +117,69 @@ def test_every_image_may_be_unreadable(weights, tmp_path):
     assert read(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("inputs", [".", "*.*", "a.png b.jpg", "link/a.png", "more/../a.png"])
+def test_pictures_never_overwrite_an_input(weights, images, monkeypatch, capsys, inputs):
+    monkeypatch.chdir(images)
+    (images / "more").mkdir()
+    (images / "link").symlink_to(images)
+    before = {path: path.read_bytes() for path in images.rglob("*") if path.is_file()}
+    argv = [*inputs.split(), "--num-workers", "0"]
+    assert run("--weights", weights, "--output", "more/..", *argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --output: ")
+    assert "would overwrite the input" in line
+    assert line.endswith("a.png; choose another --output")
+    after = {path: path.read_bytes() for path in images.rglob("*") if path.is_file()}
+    assert after == before
+    assert run("--weights", weights, "--output", ".", *argv, "--no-draw") == 0
+
+
+def test_the_ground_truth_is_not_overwritten(weights, images, tmp_path, capsys):
+    truth = ground_truth(images, tmp_path).rename(tmp_path / "images.json")
+    before = truth.read_bytes()
+    assert run(*common(weights, tmp_path, images / "a.png", "--gt-json", truth)) == 2
+    assert "would overwrite the input" in capsys.readouterr().err
+    assert truth.read_bytes() == before
+
+
+def test_a_second_run_finds_the_same_images(weights, images):
+    argv = common(weights, images / ".." / "images" / "out", images)
+    assert run(*argv) == run(*argv) == 0
+    assert len(read(images / "out", "images.json")["images"]) == 4
+
+
+def test_a_strip_and_a_hidden_file_end_nothing(weights, images, tmp_path):
+    Image.new("RGB", (250, 1)).save(images / "strip.jpg")
+    (images / "._a.png").write_text("no image")
+    assert run(*common(weights, tmp_path / "out", images)) == 0
+    with Image.open(tmp_path / "out" / "strip.jpg") as picture:
+        assert picture.size == (4000, 16)
+
+
+@pytest.mark.parametrize("error", [OSError("encoder error -2"), OSError(28, "No space left")])
+def test_a_picture_that_cannot_be_written_costs_no_results(
+    weights, images, tmp_path, monkeypatch, capsys, error
+):
+    real = Image.Image.save
+
+    def save(self, path, **options):
+        if path.name == "b.jpg":
+            raise error
+        real(self, path, **options)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    output = tmp_path / "out"
+    assert run(*common(weights, output, images)) == 1
+    shown = capsys.readouterr()
+    reason = error.strerror or "encoder error -2"
+    assert f"not written: {output / 'b.jpg'} ({reason})" in shown.err.splitlines()
+    assert shown.err.splitlines()[-1] == "1 pictures could not be written"
+    assert shown.out.startswith("4 images, 12 detections, ")
+    pictures = [image.get("picture") for image in read(output, "images.json")["images"]]
+    assert pictures == ["a.png", None, "deep/a.png", "deep/big.png"]
+    assert {entry["image_id"] for entry in read(output)} == {1, 2, 3, 4}
+
+
 def ground_truth(images, tmp_path):
     entries = [
         {"id": 70 + i, "file_name": name, "height": 48, "width": 64}
@@ -215,7 +278,7 @@ def test_a_video_is_not_written_over_itself(weights, tmp_path, capsys):
     clip = write_video(tmp_path / "clip.mp4")
     before = clip.read_bytes()
     assert run(*common(weights, tmp_path, clip)) == 2
-    assert "is the input itself" in capsys.readouterr().err
+    assert "clip.mp4 would overwrite the input" in capsys.readouterr().err
     assert clip.read_bytes() == before
 
 
@@ -247,9 +310,11 @@ class Webcam:
 def test_a_webcam_runs_until_ctrl_c(weights, tmp_path, monkeypatch):
     cv2 = pytest.importorskip("cv2")
     monkeypatch.setattr(cv2, "VideoCapture", Webcam)
-    assert run(*common(weights, tmp_path / "out", "webcam:2")) == 0
+    monkeypatch.setattr(Webcam, "opened", [])
+    for _ in range(2):  # a second time over the first video
+        assert run(*common(weights, tmp_path / "out", "webcam:2")) == 0
+    assert Webcam.opened == [2, 2]
     monkeypatch.undo()
-    assert Webcam.opened == [2]
     assert len(read(tmp_path / "out", "images.json")["images"]) == 3
     frames, rate = frames_of(tmp_path / "out" / "webcam_2.mp4")
     assert rate == 25
@@ -267,6 +332,7 @@ def test_a_webcam_runs_until_ctrl_c(weights, tmp_path, monkeypatch):
         (["MODEL.DEVICE", "cpu"], "INPUT: no image, folder or video is given"),
         (["IMAGES", "MODEL.DEVICE"], "KEY VALUE pairs: 'MODEL.DEVICE' has no partner"),
         (["IMAGES", "MODEL.DEVISE", "cpu"], "MODEL.DEVISE is not a config key"),
+        (["IMAGES", "INPUT.FORMAT", "L"], "INPUT.FORMAT: 'L' is neither BGR nor RGB"),
         (["IMAGES", "--batch-size", "0"], "argument --batch-size: 0 is not at least 1"),
         (["IMAGES", "--num-workers", "-1"], "--num-workers: -1 is not at least 0"),
         (["IMAGES", "--score-thresh", "2"], "score_thresh: 2.0 is not in [0, 1)"),
