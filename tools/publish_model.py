@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="metrics.json of its run")
     parser.add_argument("--class-names", nargs="+", metavar="NAME", help="in the order of outputs")
     args = parser.parse_args(argv)
-    if Path(args.name).is_absolute() or ".." in Path(args.name).parts:
-        parser.error(f"--name: {args.name} is not a name below OUT_FOLDER")
+    args.name = _checked_name(args.name)
     return args
 
 
@@ -71,21 +70,58 @@ def _checked(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Config, metadata and weights, which must fit each other."""
     from rs_d2.checkpoint.metadata import portable_config
     from rs_d2.checkpoint.revision import code_revision
-    from rs_d2.data._files import read_json
     from rs_d2.engine.predictor import Predictor
-    from rs_d2.engine.results import flat_metrics
 
     predictor = Predictor(
         args.checkpoint, config=args.config_file, class_names=args.class_names, device="cpu"
     )
     cfg, about = predictor.cfg, predictor.about
     if args.metrics is not None:
-        content = read_json(args.metrics)
-        if not isinstance(content, dict):
-            raise UserError(f"{args.metrics}: expected metrics by task, as a run writes them")
-        about = about._replace(metrics=flat_metrics(content))
+        about = about._replace(metrics=_metrics(args.metrics))
     about = about._replace(config=portable_config(cfg), revision=about.revision or code_revision())
-    return cfg, about, predictor.model.state_dict()
+    state = predictor.model.state_dict()
+    _check_model(args.name, cfg, state)
+    return cfg, about, state
+
+
+def _checked_name(name: str) -> str:
+    """The name without the ending of its config."""
+    stem = name.removesuffix(".yaml")
+    path = Path(stem)
+    if path.is_absolute() or ".." in path.parts or not path.name or stem.endswith((".pth", "/")):
+        raise UserError(f"--name: '{name}' is no name below OUT_FOLDER, such as quick/my_model")
+    return path.as_posix()
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    """The metrics of a run's file, by task and name."""
+    from rs_d2.data._files import read_json
+    from rs_d2.engine.results import flat_metrics
+
+    content = read_json(path)
+    try:
+        metrics = flat_metrics(content) if isinstance(content, dict) else {}
+    except TypeError:  # lists or texts in place of numbers
+        metrics = {}
+    if not any("/" in name for name in metrics):
+        raise UserError(f"{path}: expected metrics by task, as a run writes them to metrics.json")
+    return metrics
+
+
+def _check_model(name: str, cfg: Any, state: Mapping[str, Any]) -> None:
+    """A file under the name of a shipped config must fit that config."""
+    from rs_d2 import model_zoo
+    from rs_d2.checkpoint.trial import model_shapes
+
+    if name not in model_zoo.list_models():
+        return
+    shipped = model_zoo.get_config(name)
+    expected = model_shapes(shipped)
+    found = {tensor: value.shape for tensor, value in state.items()}
+    differing = [t for t in (*expected, *found) if expected.get(t) != found.get(t)]
+    if differing or cfg.MODEL.META_ARCHITECTURE != shipped.MODEL.META_ARCHITECTURE:
+        where = f"{differing[0]} differs" if differing else "another architecture"
+        raise UserError(f"--name: the weights do not fit {name} ({where}); choose another name")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Predictor:
         stored = _stored_metadata(path)
         cfg = _config(path, config, stored, overrides)
         cfg.MODEL.WEIGHTS = path
-        cfg.MODEL.DEVICE = _device(device)
+        cfg.MODEL.DEVICE = choose_device(device)
         if score_thresh is not None:
             cfg.merge_from_list([score_thresh_key(cfg), _checked_thresh(score_thresh)])
         check_config(cfg)
@@ -213,7 +213,12 @@ def _config(
     return config_from_text(stored.config, path, overrides)
 
 
-def _device(device: str | None) -> str:
+def choose_device(device: str | None) -> str:
+    """The device that is asked for; None: a GPU if there is one.
+
+    Raises:
+        UserError: There is no such device.
+    """
     found = torch.cuda.is_available()
     if device is None:
         return "cuda" if found else "cpu"

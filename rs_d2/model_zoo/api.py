@@ -86,14 +86,14 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     Raises:
         UserError: The model or its weights are unknown, or do not fit each other.
     """
-    import torch
     from detectron2.modeling import build_model
 
     from rs_d2.engine.checkpointer import load_for_evaluation
+    from rs_d2.engine.predictor import choose_device
 
     cfg = get_config(name)
     cfg.MODEL.WEIGHTS = str(get_checkpoint_path(name)) if trained else ""
-    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cfg.MODEL.DEVICE = choose_device(device)
     model = build_model(cfg)
     if trained:
         load_for_evaluation(cfg, model, resume=False)
@@ -132,4 +132,7 @@ def _hash_of(path: Path, stem: str) -> str:
 def _check_hash(path: Path, expected: str) -> None:
     found = short_hash(path)
     if found != expected:
-        raise UserError(f"{path} is damaged: its SHA-256 begins with {found}, not {expected}")
+        raise UserError(
+            f"{path} is damaged: its SHA-256 begins with {found}, not {expected};"
+            " remove it, or fetch it again"
+        )

@@ -109,3 +109,8 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
     os.replace(other, folder / f"{NAME}.pth")
     with pytest.raises(UserError, match="in this model"):
         model_zoo.get(NAME, trained=True, device="cpu")
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"^device: 'foo' is not a device$"):
+        model_zoo.get("quick/rs_atss_digits", device="foo")

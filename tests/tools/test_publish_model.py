@@ -112,7 +112,31 @@ def test_a_mistake_is_one_line_and_leaves_nothing(checkpoint, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_outside_the_folder_is_refused(checkpoint, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        publish_model.main([checkpoint, str(tmp_path), "--name", "../demo"])
-    assert "--name: ../demo" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "q.pth", "quick/"])
+def test_a_name_that_is_none_is_refused(name, checkpoint, tmp_path, capsys):
+    assert publish_model.main([checkpoint, str(tmp_path / "out"), "--name", name]) == 2
+    assert f"--name: '{name}' is no name below OUT_FOLDER" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_the_ending_of_the_config_is_no_part_of_the_name(checkpoint, tmp_path, capsys):
+    _, _, path = publish(capsys, checkpoint, tmp_path, "--name", "quick/demo.yaml")
+    assert path.startswith(str(tmp_path / "quick" / "demo-"))
+
+
+@pytest.mark.parametrize(
+    "content", [{"images": [1, 2]}, {"bbox": {"AP": "x"}}, {"AP": 1}, {"bbox": {"AP": None}}, [1]]
+)
+def test_a_file_that_holds_no_metrics_is_named(content, checkpoint, tmp_path, capsys):
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    argv = [checkpoint, str(tmp_path / "out"), "--name", "x", "--metrics", str(tmp_path / "m.json")]
+    assert publish_model.main(argv) == 2
+    assert "m.json: expected metrics by task" in capsys.readouterr().err
+
+
+def test_weights_under_the_name_of_another_model_are_refused(checkpoint, tmp_path, capsys):
+    name = "COCO-Detection/rs_faster_rcnn_R_50_FPN_1x"
+    assert publish_model.main([checkpoint, str(tmp_path), "--name", name]) == 2
+    message = capsys.readouterr().err
+    assert f"--name: the weights do not fit {name} (" in message
+    assert not list(tmp_path.rglob("*.pth"))
