@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that read images")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--config", help="this one alone, with 100 detections")
     parser.add_argument("--quick", action="store_true", help="8 images, 3 rounds, one case")
     parser.add_argument(
         "--output", type=Path, help="default: benchmarks/results/predict_DEVICE.json"
@@ -133,6 +134,8 @@ def main(argv: list[str] | None = None) -> None:
     count, rounds, cases = args.images, args.rounds, CASES
     if args.quick:
         count, rounds, cases = 8, 3, CASES[:1]
+    if args.config:
+        cases = [(args.config, 100, 1)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
