@@ -88,7 +88,9 @@ def _checked_name(name: str) -> str:
     """The name without the ending of its config."""
     stem = name.removesuffix(".yaml")
     path = Path(stem)
-    if path.is_absolute() or ".." in path.parts or not path.name or stem.endswith((".pth", "/")):
+    parts = stem.split("/")  # Path leaves out "." and what is empty
+    unclean = path.is_absolute() or ".." in parts or parts[-1].strip() in ("", ".")
+    if unclean or stem.endswith(".pth"):
         raise UserError(f"--name: '{name}' is no name below OUT_FOLDER, such as quick/my_model")
     return path.as_posix()
 
@@ -101,7 +103,7 @@ def _metrics(path: Path) -> dict[str, float]:
     content = read_json(path)
     try:
         metrics = flat_metrics(content) if isinstance(content, dict) else {}
-    except TypeError:  # lists or texts in place of numbers
+    except (TypeError, OverflowError):  # lists, texts or endless integers in place of numbers
         metrics = {}
     if not any("/" in name for name in metrics):
         raise UserError(f"{path}: expected metrics by task, as a run writes them to metrics.json")

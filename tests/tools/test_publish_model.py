@@ -112,7 +112,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(checkpoint, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "q.pth", "quick/"])
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", ".", "..", "../x", "a/../x", "/x", "q.pth", "q.pth.yaml", "quick/", "quick/."],
+)
 def test_a_name_that_is_none_is_refused(name, checkpoint, tmp_path, capsys):
     assert publish_model.main([checkpoint, str(tmp_path / "out"), "--name", name]) == 2
     assert f"--name: '{name}' is no name below OUT_FOLDER" in capsys.readouterr().err
@@ -125,7 +128,15 @@ def test_the_ending_of_the_config_is_no_part_of_the_name(checkpoint, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "content", [{"images": [1, 2]}, {"bbox": {"AP": "x"}}, {"AP": 1}, {"bbox": {"AP": None}}, [1]]
+    "content",
+    [
+        {"images": [1, 2]},
+        {"bbox": {"AP": "x"}},
+        {"bbox": {"AP": 10**400}},
+        {"AP": 1},
+        {"bbox": {"AP": None}},
+        [1],
+    ],
 )
 def test_a_file_that_holds_no_metrics_is_named(content, checkpoint, tmp_path, capsys):
     (tmp_path / "m.json").write_text(json.dumps(content))
@@ -138,5 +149,6 @@ def test_weights_under_the_name_of_another_model_are_refused(checkpoint, tmp_pat
     name = "COCO-Detection/rs_faster_rcnn_R_50_FPN_1x"
     assert publish_model.main([checkpoint, str(tmp_path), "--name", name]) == 2
     message = capsys.readouterr().err
-    assert f"--name: the weights do not fit {name} (" in message
+    assert f"--name: the weights do not fit {name} (backbone." in message
+    assert len(message.splitlines()) == 1
     assert not list(tmp_path.rglob("*.pth"))
