@@ -1,4 +1,4 @@
-# make env    a working .venv in this checkout (tools/make_env.py says what it does)
+# make env    a working .venv in this checkout (dev/env/make_env.py says what it does)
 # make demo   train and evaluate RS-Mask R-CNN on the digits set, on the CPU
 # make test   all tests       make lint   style       make clean   remove what can be made again
 #
@@ -10,7 +10,7 @@ RUN := .venv/bin/python
 .PHONY: env demo test lint clean
 
 env:
-	@$(PYTHON) tools/make_env.py
+	@$(PYTHON) dev/env/make_env.py
 
 demo: env
 	$(RUN) train_net.py --config-file configs/quick/rs_mask_rcnn_digits.yaml

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from rs_d2._compat import launch, require_detectron2
-from rs_d2.errors import UserError
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.launch import launch
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -109,7 +109,7 @@ def _entry(image: int, kind: int, box: np.ndarray, masks: bool) -> dict[str, Any
 def run_reference(content: dict, results: list, iou_type: str) -> dict[str, float]:
     """The package by itself, as its own examples call it."""
     if "neg_category_ids" in content["images"][0]:
-        from rs_d2._compat import patch_numpy_for_lvis
+        from rs_d2.utils.d2_compat import patch_numpy_for_lvis
 
         patch_numpy_for_lvis()
         import logging
@@ -142,11 +142,11 @@ def prepare(
     if name == "reference package":
         return lambda: run_reference(content, results, iou_type)
     from rs_d2.evaluation import detections_from, evaluate_detections, ground_truth_from
-    from rs_d2.evaluation.caps import cap_per_image
-    from rs_d2.evaluation.engines import average_precision
+    from rs_d2.evaluation.ap_backends import average_precision
     from rs_d2.evaluation.evaluate import MAX_DETS
     from rs_d2.evaluation.lrp import optimal_lrp
     from rs_d2.evaluation.matching import match
+    from rs_d2.evaluation.top_k import cap_per_image
 
     def read() -> tuple[GroundTruth, Detections]:
         truth = ground_truth_from(content, style)

@@ -23,7 +23,7 @@ from operation_count import count_operations
 from torch import Tensor
 from tqdm import tqdm
 
-from rs_d2.losses._paths import device_path
+from rs_d2.losses.kernel.device_dispatch import device_path
 from rs_d2.losses.rank_sort import rank_sort_terms
 
 SIZES = [  # positives, negatives

@@ -32,8 +32,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from rs_d2 import Predictor, model_zoo
-from rs_d2.engine.prediction import predict_images
-from rs_d2.engine.sources import find_images
+from rs_d2.prediction.inputs import find_images
+from rs_d2.prediction.runner import predict_images
 
 IMAGE = (480, 640)
 CASES = [  # config, detections per image, batch size

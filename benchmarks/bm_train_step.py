@@ -32,8 +32,8 @@ from retinanet import RankSortRetinaNet
 from torch import nn
 from tqdm import tqdm
 
-from rs_d2.criterion import CrossEntropyCriterion, FocalCriterion, RankSortCriterion
-from rs_d2.engine.configs import find_config, load_config
+from rs_d2.config.load import find_config, load_config
+from rs_d2.criterion.criterion import CrossEntropyCriterion, FocalCriterion, RankSortCriterion
 
 LOSSES = ("baseline", "rank_sort")
 COLUMNS = ("model", "positives", "baseline s", "rank_sort s", "step ratio")

@@ -10,11 +10,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from rs_d2.balancing import ValueBalancer
-from rs_d2.criterion import RankSortCriterion
-from rs_d2.losses.regression import giou_loss
-from rs_d2.targets.labels import iou_labels
-from rs_d2.targets.weights import WEIGHTS
+from rs_d2.criterion.balancing import ValueBalancer
+from rs_d2.criterion.criterion import RankSortCriterion
+from rs_d2.criterion.labels import iou_labels
+from rs_d2.criterion.weights import WEIGHTS
+from rs_d2.losses.boxes import giou_loss
 
 
 @META_ARCH_REGISTRY.register()

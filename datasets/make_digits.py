@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a plain checkout
 
-from rs_d2.data.digits import make_digits
-from rs_d2.errors import UserError
+from rs_d2.data.digits.digits import make_digits
+from rs_d2.utils.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

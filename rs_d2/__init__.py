@@ -8,8 +8,8 @@ to install it.
 import warnings
 from typing import Any
 
-from rs_d2._compat import Detectron2MissingError, require_detectron2
 from rs_d2.config import add_rs_config
+from rs_d2.utils.d2_compat import Detectron2MissingError, require_detectron2
 from rs_d2.version import __version__
 
 with warnings.catch_warnings():  # Detectron2 scripts functions, which new torch deprecates
@@ -29,7 +29,7 @@ __all__ = ["Predictor", "__version__", "add_rs_config"]
 
 def __getattr__(name: str) -> Any:
     if name == "Predictor":  # its import needs Detectron2 and takes seconds
-        from rs_d2.engine.predictor import Predictor
+        from rs_d2.prediction.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,11 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from rs_d2 import add_rs_config
-from rs_d2.config import CHOICES, check_choices
-from rs_d2.errors import UserError
+from rs_d2.config import CHOICES
+from rs_d2.config.check import check_choices
 from rs_d2.model_zoo import MEASURED, PUBLISHED
 from rs_d2.model_zoo.page import model_zoo_page
+from rs_d2.utils.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 LEAVES = sorted(p for p in (REPO / "configs").rglob("*.yaml") if "_base_" not in p.parts)

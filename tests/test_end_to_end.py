@@ -13,10 +13,10 @@ from conftest import shared
 pytest.importorskip("detectron2")
 
 from detectron2.utils import comm
-from tiny import own_data, run, write_config
+from helpers.tiny import own_data, run, write_config
 
 from rs_d2 import engine
-from rs_d2._compat import launch
+from rs_d2.utils.launch import launch
 
 pytestmark = pytest.mark.slow
 

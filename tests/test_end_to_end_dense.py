@@ -8,7 +8,7 @@ from conftest import REPO, shared
 
 pytest.importorskip("detectron2")
 
-from tiny import own_data, run
+from helpers.tiny import own_data, run
 
 from rs_d2 import engine
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import REPO
-from doc_blocks import blocks
+from helpers.doc_blocks import blocks
 
 pytest.importorskip("detectron2")
 

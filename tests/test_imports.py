@@ -27,7 +27,7 @@ DETECTRON2 = (
     "structures",
     "utils.visualizer",
 )
-PURE = ("_compat", "balancing", "criterion", "losses", "ops", "targets", "version")
+PURE = ("coco", "criterion", "losses", "ops", "targets", "utils", "version")
 
 # A new interpreter for each part would spend its time on importing PyTorch; the fork of one that
 # has imported nothing of Detectron2 is as fresh.

@@ -20,7 +20,7 @@ from rs_d2.version import __version__
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "rs_d2", "configs")
 USE = """
 import json, rs_d2
-from rs_d2._compat import config_dir
+from rs_d2.utils.folders import config_dir
 files = config_dir().rglob("*.yaml")
 yaml = sorted(f"configs/{file.relative_to(config_dir()).as_posix()}" for file in files)
 print(json.dumps({"rs_d2": rs_d2.__file__, "configs": str(config_dir()), "yaml": yaml}))
@@ -28,7 +28,7 @@ print(json.dumps({"rs_d2": rs_d2.__file__, "configs": str(config_dir()), "yaml":
 USE_ZOO = """
 import json
 from rs_d2 import model_zoo
-from rs_d2.engine.configs import find_config, load_config
+from rs_d2.config.load import find_config, load_config
 flagship = model_zoo.get_config("rs_mask_rcnn_lvis")
 other, _ = load_config(find_config("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml"), [])
 print(json.dumps({

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
-from doc_blocks import commands, run_command
+from helpers.doc_blocks import commands, run_command
 from PIL import Image
 
 pytest.importorskip("detectron2")

@@ -11,7 +11,7 @@ from conftest import REPO
 
 pytest.importorskip("detectron2")
 
-from tiny import own_data, run, write_config
+from helpers.tiny import own_data, run, write_config
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import train_net

@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 from conftest import REPO
-from doc_blocks import blocks, commands, run_command
+from helpers.doc_blocks import blocks, commands, run_command
 from PIL import Image
 
 pytest.importorskip("detectron2")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("sklearn")
 
-from tiny import reset_logging
+from helpers.tiny import reset_logging
 
 from rs_d2 import Predictor
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2._compat import require_detectron2
-from rs_d2.errors import exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import exit_code
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
     from detectron2.utils.events import EventStorage
 
     from rs_d2 import engine
+    from rs_d2.criterion.imbalance import ImbalanceMeter, imbalance_table
     from rs_d2.engine.hooks import sampler_names, tasks_of_stages, update_from_storage
-    from rs_d2.imbalance import ImbalanceMeter, imbalance_table
 
     logging.disable(logging.WARNING)
     command = ["--config-file", args.config_file]

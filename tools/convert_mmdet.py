@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an insta
 
 from torch import Tensor
 
-from rs_d2._compat import config_dir, require_detectron2
 from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
 from rs_d2.checkpoint.mmdet import Conversion, describe, to_detectron2, to_mmdet
-from rs_d2.errors import UserError, exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.folders import config_dir
 
 _WRAPPER = "module."  # of a model that was saved in its distributed wrapper
 
@@ -55,8 +56,9 @@ def run(args: argparse.Namespace) -> None:
     """Read, convert, try, write."""
     require_detectron2()
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # not the user's
-    from rs_d2.checkpoint.trial import model_shapes
-    from rs_d2.engine.configs import check_config, find_config, load_config
+    from rs_d2.checkpoint.smoke_run import model_shapes
+    from rs_d2.config.check import check_config
+    from rs_d2.config.load import find_config, load_config
 
     cfg, _ = load_config(find_config(args.config_file), args.opts)
     check_config(cfg)
@@ -129,8 +131,8 @@ def _check_numbers(entries: Sequence[tuple[str, Tensor]], path: Path) -> None:
 
 def _fits(state: Mapping[str, Tensor], convert: Callable[..., Conversion]) -> str:
     """Name the packaged configs whose models have just these tensors."""
-    from rs_d2.checkpoint.trial import model_shapes
-    from rs_d2.engine.configs import load_config
+    from rs_d2.checkpoint.smoke_run import model_shapes
+    from rs_d2.config.load import load_config
 
     found = []
     for path in sorted(config_dir().glob("[A-Z]*/*.yaml")):
@@ -144,7 +146,7 @@ def _class_names(content: Mapping[str, Any], cfg: Any, args: argparse.Namespace)
     from detectron2.data import MetadataCatalog
 
     from rs_d2.checkpoint.metadata import read_metadata
-    from rs_d2.config.heads import lookup, num_classes_key
+    from rs_d2.config.architectures import lookup, num_classes_key
 
     candidates: list[Any] = []
     if args.to_mmdet:
@@ -163,8 +165,8 @@ def _class_names(content: Mapping[str, Any], cfg: Any, args: argparse.Namespace)
 
 
 def _show_detections(cfg: Any, state: Any, image: Any, names: Sequence[str], path: str) -> None:
-    from rs_d2.checkpoint.trial import detect_on_cpu
-    from rs_d2.config.heads import lookup, score_thresh_key
+    from rs_d2.checkpoint.smoke_run import detect_on_cpu
+    from rs_d2.config.architectures import lookup, score_thresh_key
 
     key = score_thresh_key(cfg)
     found = detect_on_cpu(cfg, state, image)

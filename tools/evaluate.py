@@ -24,8 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2._compat import require_detectron2
-from rs_d2.errors import UserError, exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError, exit_code
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -62,12 +62,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Evaluate, write what is asked for and show the numbers."""
     require_detectron2()
-    from rs_d2.data._files import read_json
+    from rs_d2.coco.ground_truth import ground_truth_from
+    from rs_d2.coco.image_files import read_json
+    from rs_d2.coco.results import detections_from
     from rs_d2.evaluation import METRICS, evaluate_detections, evaluate_fixed_ap
-    from rs_d2.evaluation.class_counts import count_objects
-    from rs_d2.evaluation.detections import detections_from
-    from rs_d2.evaluation.ground_truth import ground_truth_from
-    from rs_d2.evaluation.per_class import write_per_class
+    from rs_d2.report.class_counts import count_objects
+    from rs_d2.report.per_class import write_per_class
 
     truth = ground_truth_from(read_json(args.gt), args.format, str(args.gt))
     if args.format == "lvis" and truth.known is None:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     if args.per_class is not None:
         write_per_class(args.per_class, evaluation, counts)
     if args.report is not None:
-        from rs_d2.evaluation.report import write_report
+        from rs_d2.report.page import write_report
 
         title = f"{args.results.name} on {args.gt.name}"
         write_report(args.report, {args.iou_type: evaluation}, title, args.images, counts)

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an insta
 
 import numpy as np
 
-from rs_d2._compat import require_detectron2
-from rs_d2.errors import UserError, exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError, exit_code
 
 _SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".export.pth"}
 _NOISE_SHAPE = (480, 640, 3)
@@ -56,9 +56,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and say how it went; returns the exit code."""
     require_detectron2()
-    from rs_d2.engine.predictor import Predictor
     from rs_d2.engine.setup import silence_torch
     from rs_d2.export import export_model, verify
+    from rs_d2.prediction.predictor import Predictor
 
     silence_torch()
     predictor = Predictor(args.weights, config=args.config_file, device="cpu", overrides=args.opts)

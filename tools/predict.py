@@ -31,8 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2._compat import require_detectron2
-from rs_d2.errors import UserError, exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError, exit_code
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")  # of a config
 
@@ -77,9 +77,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what was done; returns the exit code."""
     require_detectron2()
-    from rs_d2.engine import prediction, sources
-    from rs_d2.engine.predictor import Predictor
+    from rs_d2.prediction import inputs as sources
+    from rs_d2.prediction import runner as prediction
     from rs_d2.engine.setup import silence_torch
+    from rs_d2.prediction.predictor import Predictor
 
     silence_torch()
     video = _only_video(args, sources.is_video)
@@ -135,9 +136,9 @@ def _only_video(args: argparse.Namespace, is_video: Any) -> str | None:
 def _ids(args: argparse.Namespace, predictor: Any, files: Sequence[Any]) -> Any:
     if args.gt_json is None:
         return None
-    from rs_d2.data._files import read_json
-    from rs_d2.engine.result_files import INDEX, RESULTS, ids_of_ground_truth
-    from rs_d2.engine.sources import check_targets
+    from rs_d2.coco.image_files import read_json
+    from rs_d2.prediction.inputs import check_targets
+    from rs_d2.prediction.result_files import INDEX, RESULTS, ids_of_ground_truth
 
     check_targets([args.gt_json], [args.output / name for name in (RESULTS, INDEX)])
     paths = [file.path for file in files]

@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2._compat import require_detectron2
-from rs_d2.errors import UserError, exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError, exit_code
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,7 +70,7 @@ def _checked(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Config, metadata and weights, which must fit each other."""
     from rs_d2.checkpoint.metadata import portable_config
     from rs_d2.checkpoint.revision import code_revision
-    from rs_d2.engine.predictor import Predictor
+    from rs_d2.prediction.predictor import Predictor
 
     predictor = Predictor(
         args.checkpoint, config=args.config_file, class_names=args.class_names, device="cpu"
@@ -97,7 +97,7 @@ def _checked_name(name: str) -> str:
 
 def _metrics(path: Path) -> dict[str, float]:
     """The metrics of a run's file, by task and name."""
-    from rs_d2.data._files import read_json
+    from rs_d2.coco.image_files import read_json
     from rs_d2.engine.results import flat_metrics
 
     content = read_json(path)
@@ -113,7 +113,7 @@ def _metrics(path: Path) -> dict[str, float]:
 def _check_model(name: str, cfg: Any, state: Mapping[str, Any]) -> None:
     """A file under the name of a shipped config must fit that config."""
     from rs_d2 import model_zoo
-    from rs_d2.checkpoint.trial import model_shapes
+    from rs_d2.checkpoint.smoke_run import model_shapes
 
     if name not in model_zoo.list_models():
         return

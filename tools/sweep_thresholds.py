@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2._compat import require_detectron2
-from rs_d2.errors import UserError, exit_code
+from rs_d2.utils.d2_compat import require_detectron2
+from rs_d2.utils.errors import UserError, exit_code
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> None:
     """Sweep, show the table and write the files."""
     require_detectron2()
     from rs_d2 import engine
+    from rs_d2.analysis import thresholds as sweep
+    from rs_d2.analysis.threshold_sweep import detect, measure
     from rs_d2.config import score_thresh_key
-    from rs_d2.engine.threshold_sweep import detect, measure
-    from rs_d2.evaluation import sweep
 
     cfg = _start(args)
     model = engine.RSTrainer.build_model(cfg)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     paths = sweep.write_sweep(args.output, rows, recommended=best["threshold"], **about)
     _show(rows, best, sweep.main_metric(rows), args.tolerance, score_thresh_key(cfg))
     if args.per_class is not None:
-        from rs_d2.evaluation.per_class import write_per_class
+        from rs_d2.report.per_class import write_per_class
 
         main = sweep.evaluate_at(truth, detections, thresholds[0], tasks[:1])[tasks[0]]
         write_per_class(args.per_class, main)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 _HARMLESS = {  # what arrays are pickled with; "numpy." is left out
     ("core.multiarray", "_reconstruct"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 from rs_d2.version import __version__
 
 ENTRY = "rs_d2"

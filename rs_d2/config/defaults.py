@@ -12,9 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rs_d2.config.heads import lookup
-from rs_d2.errors import UserError
-
 # Allowed values of every key that is a closed list; ``check_choices`` enforces them.
 CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.RPN.SAMPLER": ("none", "random"),
@@ -158,32 +155,3 @@ def _add_training_keys(cfg: Any) -> None:
     # Also evaluate without a cap per image, the best 10,000 detections of each class: AP_fixed and
     # so on. The model must not cap either: raise TEST.DETECTIONS_PER_IMAGE.
     cfg.TEST.FIXED_AP = False
-
-
-def check_choices(cfg: Any) -> None:
-    """Check every closed-list key and every bounded number of rs_d2.
-
-    Raises:
-        UserError: the first key with a value that is not allowed, and the values that are.
-    """
-    for key, allowed in CHOICES.items():
-        value = lookup(cfg, key)
-        if value not in allowed:
-            raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
-    for key in (
-        "MODEL.RPN.LOW_QUALITY_MIN_IOU",
-        "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU",
-        "MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU",
-    ):
-        if not 0 < lookup(cfg, key) <= 1:
-            raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
-    for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
-        key = f"MODEL.{head}.CRITERION.DELTA"
-        if not 0 <= lookup(cfg, key) < float("inf"):
-            raise UserError(f"{key}: {lookup(cfg, key)} is not a number >= 0")
-    if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
-        value = cfg.MODEL.RETINANET.PRIOR_PROB
-        raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
-    for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
-        if lookup(cfg, key) < 1:
-            raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rs_d2.data.custom import load_dataset_dicts
-from rs_d2.data.digits import digits_categories, find_digits, make_digits
-from rs_d2.errors import UserError
+from rs_d2.data.digits.digits import digits_categories, find_digits, make_digits
+from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
 

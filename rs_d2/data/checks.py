@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rs_d2.errors import UserError, did_you_mean
+from rs_d2.utils.errors import UserError, did_you_mean
 
 _EMBEDDED = ("digits_train", "digits_val")  # made when first loaded
 

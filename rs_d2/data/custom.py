@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rs_d2.data._files import check_image_sizes, locate_images
-from rs_d2.data.annotations import (
+from rs_d2.coco.fill_missing import evaluation_json
+from rs_d2.coco.image_files import check_image_sizes, locate_images
+from rs_d2.coco.reading import (
     AnnotationFile,
     category_frequencies,
     check_same_categories,
     read_annotations,
 )
-from rs_d2.data.completion import evaluation_json
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 def repeat_factors(

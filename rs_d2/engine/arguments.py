@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 _EXAMPLES = """
 examples:

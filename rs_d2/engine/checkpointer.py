@@ -1,4 +1,4 @@
-"""Checkpoint files: Detectron2's checkpointer, with one clear line when a file is not usable."""
+"""The checkpoints that a training writes and goes on from."""
 
 from __future__ import annotations
 
@@ -8,72 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
+from rs_d2.checkpoint.loading import RSCheckpointer, training_classes
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
 from rs_d2.checkpoint.revision import code_revision
-from rs_d2.checkpoint.torchvision import torchvision_resnet
 from rs_d2.engine.results import flat_metrics
-from rs_d2.errors import UserError
-
-
-class RSCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; a file that cannot be used is a ``UserError`` that names it.
-
-    Heads of another class count are skipped with Detectron2's warning, so that weights of one data
-    set can start the training on another.
-    """
-
-    # what the last load could not set: name -> its shape in the file, None if it is not there
-    unset: dict[str, tuple[int, ...] | None] = {}  # noqa: RUF012
-
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint from a path or address; an empty one leaves the model as it is.
-
-        Raises:
-            UserError: The file is absent, not a checkpoint, or shares no tensor with the model.
-        """
-        try:
-            return super().load(path, *args, **kwargs)
-        except OSError as error:
-            advice = "; fetch it elsewhere and give its path" if "://" in path else ""
-            raise UserError(f"MODEL.WEIGHTS: {path} cannot be read ({error}){advice}") from error
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            loaded = super()._load_file(filename)
-            names = set(loaded["model"])
-            resnet = torchvision_resnet(loaded["model"])
-        except OSError:
-            raise
-        except Exception as error:  # whatever a file that is no checkpoint makes its reader raise
-            raise _not_a_checkpoint(filename, type(error).__name__) from error
-        if not all(isinstance(name, str) for name in names):
-            raise _not_a_checkpoint(filename, "no named tensors")
-        self._filename = filename
-        if resnet is not None:
-            return {"model": resnet, "matching_heuristics": True}
-        return loaded
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        try:
-            incompatible = super()._load_model(checkpoint)
-        except (AttributeError, ValueError) as error:  # entries that are no tensors
-            raise _not_a_checkpoint(self._filename, type(error).__name__) from error
-        parameters = [name for name, _ in self.model.named_parameters()]
-        self.unset = {name: None for name in parameters if name in incompatible.missing_keys}
-        self.unset.update((name, tuple(old)) for name, old, _ in incompatible.incorrect_shapes)
-        if set(parameters).issubset(self.unset):
-            raise UserError(
-                f"MODEL.WEIGHTS: no tensor of {self._filename} fits this model; is it a checkpoint"
-                " of another config?"
-            )
-        return incompatible
+from rs_d2.utils.errors import UserError
 
 
 class TrainingCheckpointer(RSCheckpointer):
@@ -121,13 +65,6 @@ class TrainingCheckpointer(RSCheckpointer):
         )
 
 
-def training_classes(cfg: CfgNode) -> tuple[str, ...]:
-    """Class names of the first training set, if it is registered here; else empty."""
-    if not cfg.DATASETS.TRAIN:
-        return ()
-    return tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ()))
-
-
 def check_weights(cfg: CfgNode, *, resume: bool, eval_only: bool) -> None:
     """Check that the weights a run starts from exist, as far as that shows without a download.
 
@@ -149,23 +86,6 @@ def check_weights(cfg: CfgNode, *, resume: bool, eval_only: bool) -> None:
         raise UserError(f"MODEL.WEIGHTS: {weights} does not exist")
 
 
-def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
-    """Load the weights to evaluate into ``model``, in place.
-
-    Raises:
-        UserError: The file does not fit: evaluating a head left at random would mislead.
-    """
-    checkpointer = RSCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    for name, shape in checkpointer.unset.items():
-        stored = "not in the file" if shape is None else f"{shape} in the file"
-        wanted = tuple(model.state_dict()[name].shape)
-        raise UserError(
-            f"MODEL.WEIGHTS: {name} is {stored} but {wanted} in this model; was it trained with"
-            " other classes or another config?"
-        )
-
-
 def last_checkpoint_line(output_dir: str) -> str:
     """Say which checkpoint a stopped run left behind."""
     last = _last_checkpoint(output_dir)
@@ -177,7 +97,3 @@ def last_checkpoint_line(output_dir: str) -> str:
 def _last_checkpoint(output_dir: str) -> Path | None:
     tag = Path(output_dir) / "last_checkpoint"
     return Path(output_dir) / tag.read_text().strip() if tag.is_file() else None
-
-
-def _not_a_checkpoint(filename: str, reason: str) -> UserError:
-    return UserError(f"MODEL.WEIGHTS: {filename} is not a checkpoint ({reason})")

@@ -16,10 +16,10 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from rs_d2.balancing import BALANCERS
 from rs_d2.config import is_dense
-from rs_d2.errors import UserError
-from rs_d2.imbalance import IMBALANCE_FILE, ImbalanceMeter
+from rs_d2.criterion.balancing import BALANCERS
+from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
+from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class TrainingImages(HookBase):
 
     def before_train(self) -> None:
         """Choose the images."""
-        from rs_d2.engine.drawing import spread_images  # needs OpenCV
+        from rs_d2.drawing.side_by_side import spread_images  # needs OpenCV
 
         name = self._cfg.DATASETS.TRAIN[0]
         self._entries = spread_images(DatasetCatalog.get(name), _DRAWN)
@@ -203,7 +203,7 @@ class TrainingImages(HookBase):
             return
         from detectron2.data.detection_utils import read_image
 
-        from rs_d2.engine.drawing import draw_images
+        from rs_d2.drawing.side_by_side import draw_images
 
         folder = Path(self._cfg.OUTPUT_DIR) / "training_images" / f"{iteration:07d}"
         files = draw_images(self._cfg, self.trainer.model, self._entries, self._classes, folder)

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from rs_d2.config import lookup, num_classes_key
 from rs_d2.data import CustomDataset, register_custom
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 OWN_TRAIN, OWN_VAL = "own_train", "own_val"
 

@@ -12,16 +12,12 @@ from datetime import timedelta
 from typing import Any, TextIO
 
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from rs_d2.utils.terminal import is_live
+
 _LOGGERS = ("detectron2", "fvcore", "rs_d2")
-
-
-def is_live() -> bool:
-    """Whether this process may draw bars: the first one, and a person is watching."""
-    return comm.is_main_process() and sys.stderr.isatty()
 
 
 @contextmanager

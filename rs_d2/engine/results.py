@@ -80,7 +80,7 @@ def format_table(metrics: Mapping[str, Any]) -> str:
 
 def _draw(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
     try:
-        from rs_d2.engine.drawing import draw_predictions  # needs OpenCV, which is optional
+        from rs_d2.drawing.side_by_side import draw_predictions  # needs OpenCV, which is optional
     except ImportError as error:
         _logger.warning("no pictures: %s (pip install opencv-python)", error)
         return

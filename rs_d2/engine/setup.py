@@ -15,9 +15,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from rs_d2.config import is_dense, lookup, num_classes_key
+from rs_d2.config.check import check_config
+from rs_d2.config.load import find_config, load_config
 from rs_d2.data import check_datasets, check_num_classes
 from rs_d2.engine.checkpointer import check_weights
-from rs_d2.engine.configs import check_config, find_config, load_config
 from rs_d2.engine.own_data import (
     OWN_TRAIN,
     OWN_VAL,
@@ -26,7 +27,7 @@ from rs_d2.engine.own_data import (
     use_own_data,
 )
 from rs_d2.engine.solver import check_batch, scale_solver
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:

@@ -11,11 +11,10 @@ from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 # Published runs used 4 GPUs x 4 images; Rank & Sort Loss ranks over the images of one GPU.
 _PUBLISHED_BATCH, _PUBLISHED_IMAGES_PER_GPU = 16, 4
-_CLIP_TYPES = ("value", "norm", "full_model")
 # Numbers of iterations that stand for epochs; 0 means "never". Warm-up is not among them: it
 # serves the optimizer, and a smaller learning rate needs no longer one.
 _ITERATION_KEYS = (
@@ -114,18 +113,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if clip_whole_model:
         _clip_whole_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
     return optimizer
-
-
-def check_clip_type(cfg: CfgNode) -> None:
-    """Check ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``.
-
-    Raises:
-        UserError: It is none of the three types.
-    """
-    kind = cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE
-    if kind not in _CLIP_TYPES:
-        allowed = ", ".join(_CLIP_TYPES)
-        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: '{kind}' is not one of {allowed}")
 
 
 def _clip_whole_model(optimizer: torch.optim.Optimizer, limit: float, norm_type: float) -> None:

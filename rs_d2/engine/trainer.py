@@ -26,15 +26,15 @@ from detectron2.utils.events import (
 )
 from torch import nn
 
-from rs_d2._compat import create_ddp_model
 from rs_d2.data import build_train_sampler
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
 from rs_d2.engine.hooks import KeepBest, build_extra_hooks
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
 from rs_d2.engine.solver import build_optimizer
-from rs_d2.errors import UserError
 from rs_d2.evaluation import build_evaluator
 from rs_d2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
+from rs_d2.utils.d2_compat import create_ddp_model
+from rs_d2.utils.errors import UserError
 
 ITERATION_LOG = "train_log.jsonl"  # Detectron2 would call it metrics.json, the name of our results
 _NOT_FINITE = re.compile(r"'(\w+)': (?:np\.\w+\()?(-?inf|nan)\b")

@@ -1,16 +1,16 @@
 """Evaluators in Detectron2's interface, and the arithmetic behind them."""
 
-from rs_d2.evaluation.arrays import Detections, GroundTruth
+from rs_d2.coco.ground_truth import ground_truth_from
+from rs_d2.coco.records import Detections, GroundTruth
+from rs_d2.coco.results import detections_from
 from rs_d2.evaluation.build import build_evaluator
 from rs_d2.evaluation.coco import RSCOCOEvaluator
-from rs_d2.evaluation.detections import detections_from
 from rs_d2.evaluation.evaluate import (
     METRICS,
     Evaluation,
     evaluate_detections,
     evaluate_fixed_ap,
 )
-from rs_d2.evaluation.ground_truth import ground_truth_from
 from rs_d2.evaluation.lvis import RSLVISEvaluator
 
 __all__ = [

@@ -8,12 +8,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
-from rs_d2._compat import patch_numpy_for_lvis
-from rs_d2.errors import UserError
+from rs_d2.criterion.imbalance import IMBALANCE_FILE
 from rs_d2.evaluation.coco import RSCOCOEvaluator
 from rs_d2.evaluation.evaluator import ArrayEvaluator
 from rs_d2.evaluation.lvis import RSLVISEvaluator
-from rs_d2.imbalance import IMBALANCE_FILE
+from rs_d2.utils.d2_compat import patch_numpy_for_lvis
+from rs_d2.utils.errors import UserError
 
 EVALUATORS: dict[str, type[ArrayEvaluator]] = {  # by `evaluator_type`
     "coco": RSCOCOEvaluator,

@@ -7,10 +7,10 @@ from typing import Any
 
 from detectron2.data.datasets.coco import convert_to_coco_json
 
-from rs_d2.errors import UserError
-from rs_d2.evaluation.arrays import Detections
+from rs_d2.coco.records import Detections
 from rs_d2.evaluation.evaluate import Evaluation
 from rs_d2.evaluation.evaluator import ArrayEvaluator
+from rs_d2.utils.errors import UserError
 
 
 class RSCOCOEvaluator(ArrayEvaluator):

@@ -8,12 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
-from rs_d2.errors import UserError
-from rs_d2.evaluation.arrays import AREAS, FREQUENCIES, IOU_TYPES, Detections, GroundTruth
-from rs_d2.evaluation.caps import best_of_each, cap_per_image
-from rs_d2.evaluation.engines import Precision, average_precision, choose_engine
+from rs_d2.coco.records import AREAS, FREQUENCIES, IOU_TYPES, Detections, GroundTruth
+from rs_d2.evaluation.ap_backends import Precision, average_precision, choose_engine
 from rs_d2.evaluation.lrp import OptimalLRP, optimal_lrp
 from rs_d2.evaluation.matching import Matches, match
+from rs_d2.evaluation.top_k import best_of_each, cap_per_image
+from rs_d2.utils.errors import UserError
 
 # What tools/evaluate.py writes, in its order.
 METRICS = (

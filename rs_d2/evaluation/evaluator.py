@@ -17,8 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from rs_d2.errors import UserError
-from rs_d2.evaluation.arrays import (
+from rs_d2.coco.ground_truth import ground_truth_from
+from rs_d2.coco.records import (
     Detections,
     GroundTruth,
     concatenate,
@@ -26,8 +26,7 @@ from rs_d2.evaluation.arrays import (
     object_array,
     places,
 )
-from rs_d2.evaluation.class_counts import counts_of_metadata
-from rs_d2.evaluation.detections import as_results
+from rs_d2.coco.results import as_results
 from rs_d2.evaluation.evaluate import (
     FREQUENCY_METRICS,
     METRICS,
@@ -36,7 +35,8 @@ from rs_d2.evaluation.evaluate import (
     evaluate_fixed_ap,
 )
 from rs_d2.evaluation.gathering import gather_detections
-from rs_d2.evaluation.ground_truth import ground_truth_from
+from rs_d2.report.class_counts import counts_of_metadata
+from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class ArrayEvaluator(DatasetEvaluator):
             official one.
         report: write `report.html` and `per_class_{task}.csv`.
         train_sets: names of the training sets, whose class counts the report shows.
-        imbalance_file: json with a row of ``rs_d2.imbalance``, which the report shows if it exists.
+        imbalance_file: json with a row of the imbalance table, shown by the report if it exists.
         fixed_ap: add the numbers without a cap per image, named `{metric}_fixed`.
     """
 
@@ -158,7 +158,7 @@ class ArrayEvaluator(DatasetEvaluator):
             shown = {name: numbers[name] for name in METRICS if name in numbers}
             _logger.info("%s %s, percent:\n%s", self._name, task, create_small_table(shown))
         if self._report and self._output_dir is not None:
-            from rs_d2.evaluation.report import write_report  # needs matplotlib
+            from rs_d2.report.page import write_report  # needs matplotlib
 
             counts = counts_of_metadata(
                 [MetadataCatalog.get(name) for name in self._train_sets], self._ground_truth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from detectron2.utils import comm
 
-from rs_d2.evaluation.arrays import Detections, concatenate, object_array
+from rs_d2.coco.records import Detections, concatenate, object_array
 
 
 def gather_detections(part: Detections, image_sizes: np.ndarray) -> Detections | None:

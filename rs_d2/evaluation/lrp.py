@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rs_d2.evaluation.arrays import AREAS
+from rs_d2.coco.records import AREAS
 from rs_d2.evaluation.matching import Matches
 
 

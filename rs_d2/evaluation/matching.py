@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pycocotools import mask as mask_util
 
-from rs_d2.evaluation.arrays import AREA_RANGES, AREAS, Detections, GroundTruth
-from rs_d2.evaluation.caps import rank_in_group
+from rs_d2.coco.records import AREA_RANGES, AREAS, Detections, GroundTruth
+from rs_d2.evaluation.top_k import rank_in_group
 
 _PAIRS_AT_ONCE = 2_000_000  # bounds the memory of the IoUs
 

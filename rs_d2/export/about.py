@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rs_d2.checkpoint.metadata import portable_config
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 from rs_d2.version import __version__
 
 ENTRY = "rs_d2"

@@ -18,9 +18,9 @@ from rs_d2.checkpoint.files import write_checkpoint
 from rs_d2.checkpoint.metadata import ENTRY as CHECKPOINT_ENTRY
 from rs_d2.checkpoint.metadata import CheckpointMetadata, portable_config
 from rs_d2.checkpoint.revision import code_revision
-from rs_d2.errors import UserError
 from rs_d2.export.about import ENTRY, about_model
 from rs_d2.export.graph import ExportableDetector, traceable
+from rs_d2.utils.errors import UserError
 
 _OPSET = 19  # the first with deformable convolution
 _REFUSED = "Could not export"  # TorchScript's word for what it has no form for

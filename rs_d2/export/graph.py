@@ -17,11 +17,11 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from rs_d2.errors import UserError
 from rs_d2.export.operators import deform_conv2d
 from rs_d2.export.suppression import traceable_batched_nms, traceable_search
 from rs_d2.modeling.dense import AnchorDenseDetector
 from rs_d2.modeling.inference import fast_rcnn_inference, searching_with
+from rs_d2.utils.errors import UserError
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
 # Detectron2's names for its search, where its own heads look it up.

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rs_d2.errors import UserError
 from rs_d2.export import images
 from rs_d2.export.about import ENTRY, About, read_about
 from rs_d2.export.images import ImageLike
+from rs_d2.utils.errors import UserError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
 
@@ -74,7 +74,7 @@ class _Checkpoint:
     """A checkpoint behind the interface of :class:`ExportedDetector`."""
 
     def __init__(self, path: str) -> None:
-        from rs_d2.engine.predictor import Predictor
+        from rs_d2.prediction.predictor import Predictor
 
         self._predictor = Predictor(path, device="cpu")
         self.class_names = tuple(self._predictor.class_names)

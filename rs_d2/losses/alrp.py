@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rs_d2.losses._error_driven import (
+from rs_d2.losses.kernel.error_driven import (
     blank_terms,
     error_driven,
     open_batch,
     place_gradient,
     working_precision,
 )
-from rs_d2.losses._inputs import check_arguments, survey
-from rs_d2.losses._ranking import scan, sum_other_positives
+from rs_d2.losses.kernel.inputs import check_arguments, survey
+from rs_d2.losses.kernel.ranking import scan, sum_other_positives
 
 
 class ALRPLoss(NamedTuple):

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from rs_d2.losses._error_driven import (
+from rs_d2.losses.kernel.error_driven import (
     blank_terms,
     error_driven,
     open_batch,
     place_gradient,
     working_precision,
 )
-from rs_d2.losses._inputs import check_arguments, survey
-from rs_d2.losses._ranking import sum_other_positives
+from rs_d2.losses.kernel.inputs import check_arguments, survey
+from rs_d2.losses.kernel.ranking import sum_other_positives
 
 
 def average_precision_loss(logits: Tensor, targets: Tensor, delta: float = 1.0) -> Tensor:

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rs_d2._compat import cache_dir, config_dir
-from rs_d2.errors import UserError, did_you_mean
+from rs_d2.utils.errors import UserError, did_you_mean
+from rs_d2.utils.folders import cache_dir, config_dir
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -88,8 +88,8 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     """
     from detectron2.modeling import build_model
 
-    from rs_d2.engine.checkpointer import load_for_evaluation
-    from rs_d2.engine.predictor import choose_device
+    from rs_d2.checkpoint.loading import load_for_evaluation
+    from rs_d2.prediction.predictor import choose_device
 
     cfg = get_config(name)
     cfg.MODEL.WEIGHTS = str(get_checkpoint_path(name)) if trained else ""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
-from rs_d2.errors import UserError
 from rs_d2.model_zoo.api import short_hash
 from rs_d2.model_zoo.rows import Measurement
+from rs_d2.utils.errors import UserError
 
 _TASKS = {"bbox": "box", "segm": "mask"}
 _SHOWN = ("AP", "AP50", "AP75", "APr", "APc", "APf", "oLRP")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
-from rs_d2.balancing import BALANCERS
-from rs_d2.criterion import (
+from rs_d2.criterion.balancing import BALANCERS
+from rs_d2.criterion.criterion import (
     CrossEntropyCriterion,
     FocalCriterion,
     MaskCriterion,
     RankSortCriterion,
 )
-from rs_d2.losses.mask import MASK_LOSSES
-from rs_d2.losses.regression import BOX_LOSSES
-from rs_d2.targets.labels import LABELS
-from rs_d2.targets.weights import WEIGHTS
+from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.weights import WEIGHTS
+from rs_d2.losses.boxes import BOX_LOSSES
+from rs_d2.losses.masks import MASK_LOSSES
+
+# Detectron2's names of a criterion's losses, where a model has one box head or none.
+_LOSS_NAMES = {"rank": "loss_rank", "sort": "loss_sort", "cls": "loss_cls", "box": "loss_box_reg"}
+
+
+def named_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A criterion's losses under the names that Detectron2 logs and weights them by."""
+    return {_LOSS_NAMES[key]: loss for key, loss in losses.items()}
 
 
 def build_detection_criterion(node: CfgNode, num_classes: int) -> nn.Module:

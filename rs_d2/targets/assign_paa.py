@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rs_d2.targets.matching import match_by_iou
+from rs_d2.targets.assign_iou import match_by_iou
 
 # A ground truth that no anchor overlaps claims none; at a minimum of 0 it would claim all.
 MIN_CLAIM = torch.finfo(torch.float32).tiny

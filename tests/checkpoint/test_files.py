@@ -10,7 +10,7 @@ import torch
 
 from rs_d2.checkpoint.files import check_pickle, read_checkpoint, write_checkpoint
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata, read_metadata
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 class Stranger:

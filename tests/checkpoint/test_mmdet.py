@@ -13,11 +13,11 @@ from torch.nn import functional as F
 pytest.importorskip("detectron2")
 
 from detectron2.modeling import build_model
-from tiny import write_config
+from helpers.tiny import write_config
 
 from rs_d2.checkpoint.mmdet import describe, official_names, to_detectron2, to_mmdet
-from rs_d2.checkpoint.trial import model_shapes
-from rs_d2.engine.configs import load_config
+from rs_d2.checkpoint.smoke_run import model_shapes
+from rs_d2.config.load import load_config
 from rs_d2.model_zoo import PUBLISHED
 from rs_d2.ops.carafe import carafe_upsample
 
@@ -105,10 +105,9 @@ def test_the_way_back_restores_every_name_and_tensor(name):
             assert value is state[key]
 
 
-def test_every_published_model_but_yolact_is_tested():
-    assert {f"ranksort_{name}" for name in MODELS} == set(published()) - {
-        "ranksort_yolact_r50_55e_coco"
-    }
+def test_every_published_model_but_yolact_and_solov2_is_tested():
+    later = {name for name in published() if "yolact" in name or "solov2" in name}
+    assert {f"ranksort_{name}" for name in MODELS} == set(published()) - later
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "configs").glob("[A-Z]*/*.yaml")), ids=str)

@@ -10,8 +10,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 
 from rs_d2 import add_rs_config
+from rs_d2.checkpoint.loading import RSCheckpointer
 from rs_d2.checkpoint.torchvision import torchvision_resnet
-from rs_d2.engine.checkpointer import RSCheckpointer
 
 
 def detectron2_resnet(depth, num_groups=1, width_per_group=64):

@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 
 from rs_d2.data import builtin, check_datasets, check_num_classes, register_builtin
-from rs_d2.data.digits import digits_categories, make_digits
-from rs_d2.errors import UserError
+from rs_d2.data.digits.digits import digits_categories, make_digits
+from rs_d2.utils.errors import UserError
 
 NAMES = ("digits_train", "digits_val")
 CATALOGS = (DatasetCatalog, MetadataCatalog)
@@ -121,7 +121,7 @@ def test_an_unknown_name_gives_the_nearest():
 
 
 def test_checking_a_file_needs_no_detectron2():
-    code = "import sys; sys.modules['detectron2'] = None; import rs_d2.data.annotations"
+    code = "import sys; sys.modules['detectron2'] = None; import rs_d2.coco.reading"
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
 
 

@@ -22,7 +22,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from rs_d2.data import CustomDataset, register_custom
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 from rs_d2.config import add_rs_config
 from rs_d2.data import build_train_sampler
 from rs_d2.data.samplers import build_repeat_sampler, repeat_factors
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 def dicts(*images):

@@ -4,23 +4,18 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
-from made_detections import SIDE, made
+from helpers.made_detections import SIDE, made
+from helpers.tiny import own_data, run, write_config
 from PIL import Image
-from tiny import own_data, run, write_config
 from torch import nn
 
 from rs_d2 import Predictor, add_rs_config
 from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.loading import RSCheckpointer, load_for_evaluation
 from rs_d2.checkpoint.metadata import ENTRY, read_metadata
-from rs_d2.engine.checkpointer import (
-    RSCheckpointer,
-    TrainingCheckpointer,
-    check_weights,
-    last_checkpoint_line,
-    load_for_evaluation,
-)
+from rs_d2.engine.checkpointer import TrainingCheckpointer, check_weights, last_checkpoint_line
 from rs_d2.engine.results import flat_metrics
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from conftest import shared
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.events import EventStorage
-from tiny import own_data, write_config
+from helpers.tiny import own_data, write_config
 from torch import nn
 
 from rs_d2 import engine
-from rs_d2.balancing import ValueBalancer
+from rs_d2.criterion.balancing import ValueBalancer
 from rs_d2.engine.hooks import BalanceCoefficients, ImbalanceStatistics, KeepBest
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 def setup(tmp_path, *options):

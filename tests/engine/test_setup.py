@@ -8,10 +8,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rs_d2 import add_rs_config
-from rs_d2.engine.configs import find_config, load_config
+from rs_d2.config.load import find_config, load_config
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, count_epochs, use_own_data
 from rs_d2.engine.setup import resolve_device
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 @pytest.fixture

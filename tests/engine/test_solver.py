@@ -4,8 +4,9 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from rs_d2 import add_rs_config
-from rs_d2.engine.solver import build_optimizer, check_batch, check_clip_type, scale_solver
-from rs_d2.errors import UserError
+from rs_d2.config.check import check_clip_type
+from rs_d2.engine.solver import build_optimizer, check_batch, scale_solver
+from rs_d2.utils.errors import UserError
 
 
 @pytest.fixture

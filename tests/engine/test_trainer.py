@@ -1,11 +1,11 @@
 import pytest
 import torch
 from conftest import shared
-from tiny import own_data, write_config
+from helpers.tiny import own_data, write_config
 
 from rs_d2 import engine
 from rs_d2.engine.progress import LoaderWithBar
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
 
 
 @pytest.fixture

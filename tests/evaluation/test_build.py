@@ -14,8 +14,8 @@ from pycocotools import mask as mask_util
 
 from rs_d2 import add_rs_config
 from rs_d2.data import register_custom
-from rs_d2.errors import UserError
 from rs_d2.evaluation import RSCOCOEvaluator, RSLVISEvaluator, build_evaluator
+from rs_d2.utils.errors import UserError
 
 NAME = "built_evaluation"
 

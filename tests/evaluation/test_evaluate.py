@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from made_detections import made
+from helpers.made_detections import made
 
-from rs_d2.errors import UserError
 from rs_d2.evaluation import (
     METRICS,
     detections_from,
@@ -14,6 +13,7 @@ from rs_d2.evaluation import (
     evaluate_fixed_ap,
     ground_truth_from,
 )
+from rs_d2.utils.errors import UserError
 
 SUMMARY = {
     *METRICS,

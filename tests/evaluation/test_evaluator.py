@@ -8,12 +8,12 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from made_detections import SIDE, made
+from helpers.made_detections import SIDE, made
 from pycocotools import mask as mask_util
 
-from rs_d2._compat import launch
-from rs_d2.errors import UserError
 from rs_d2.evaluation import RSCOCOEvaluator, RSLVISEvaluator
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.launch import launch
 
 NAME = "evaluated"
 EVALUATORS = {"coco": RSCOCOEvaluator, "lvis": RSLVISEvaluator}

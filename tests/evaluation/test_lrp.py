@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 from conftest import shared
-from made_detections import made
+from helpers.made_detections import made
 
+from rs_d2.coco.records import AREAS
 from rs_d2.evaluation import detections_from, evaluate_detections, ground_truth_from
-from rs_d2.evaluation.arrays import AREAS
 from rs_d2.evaluation.evaluate import MAX_DETS
 from rs_d2.evaluation.lrp import optimal_lrp
 from rs_d2.evaluation.matching import match

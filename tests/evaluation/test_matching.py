@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from made_detections import made
+from helpers.made_detections import made
 
 from rs_d2.evaluation import detections_from, ground_truth_from
-from rs_d2.evaluation.caps import cap_per_image
-from rs_d2.evaluation.engines import run_lvis, run_pycocotools
+from rs_d2.evaluation.ap_backends import run_lvis, run_pycocotools
 from rs_d2.evaluation.matching import match
+from rs_d2.evaluation.top_k import cap_per_image
 
 
 def official(truth, found, iou_type):

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("detectron2")
 pytest.importorskip("onnxruntime")
 
-from small_detectors import R18, R50, grey, picture, small_detector
+from helpers.small_detectors import R18, R50, grey, picture, small_detector
 
 from rs_d2.export import export_model, load
 from rs_d2.export.comparison import compare

@@ -10,11 +10,11 @@ pytest.importorskip("onnx")
 
 from detectron2 import model_zoo
 from detectron2.modeling import build_model
-from small_detectors import R18, picture, small_detector
+from helpers.small_detectors import R18, picture, small_detector
 
-from rs_d2.errors import UserError
 from rs_d2.export import FORMATS, export_model
 from rs_d2.export.graph import ExportableDetector
+from rs_d2.utils.errors import UserError
 
 
 @pytest.fixture

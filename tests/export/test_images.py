@@ -11,9 +11,9 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from rs_d2.engine.configs import find_config, load_config
-from rs_d2.engine.predictor import InputMaker
+from rs_d2.config.load import find_config, load_config
 from rs_d2.export import images
+from rs_d2.prediction.predictor import InputMaker
 
 ORIENTATION = 0x0112  # of EXIF
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
-from doc_blocks import blocks
+from helpers.doc_blocks import blocks
 from PIL import Image
 
 pytest.importorskip("detectron2")
@@ -17,10 +17,10 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import onnx
-from small_detectors import R18, picture, small_detector
+from helpers.small_detectors import R18, picture, small_detector
 
-from rs_d2.errors import UserError
 from rs_d2.export import ExportedDetector, export_model, load
+from rs_d2.utils.errors import UserError
 from rs_d2.version import __version__
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
+from helpers import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rs_d2.losses import alrp_loss, average_precision_loss, rank_sort_loss
-from rs_d2.losses._paths import device_path
+from rs_d2.losses.kernel.device_dispatch import device_path
 
 LOGITS = st.one_of(
     st.floats(-3, 3),

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import ranking
-import reference
 import torch
+from helpers import ranking, reference
 
 from rs_d2.losses import alrp_loss
-from rs_d2.losses._paths import device_path
+from rs_d2.losses.kernel.device_dispatch import device_path
 
 
 def run(logits, targets, errors, delta=1.0, weights=(1.0, 1.0)):

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import ranking
-import reference
 import torch
+from helpers import ranking, reference
 
 from rs_d2.losses import average_precision_loss
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rs_d2.losses import _negatives
-from rs_d2.losses._negatives import Grid, GridNegatives, SortedNegatives, round_up
-from rs_d2.losses._ranking import make_windows, spread_line, sum_steps
+from rs_d2.losses.kernel import negatives as _negatives
+from rs_d2.losses.kernel.negatives import Grid, GridNegatives, SortedNegatives, round_up
+from rs_d2.losses.kernel.ranking import make_windows, spread_line, sum_steps
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 NEAR = st.floats(-2, 2, width=32)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ranking import random_case
+from helpers.ranking import random_case
 from torch import nn
 
 from rs_d2.losses import alrp_loss, average_precision_loss, rank_sort_loss

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from rs_d2.losses.boxes import BOX_LOSSES, giou_loss, iou_loss
 from rs_d2.losses.classification import cross_entropy_loss, focal_loss
-from rs_d2.losses.mask import dice_loss, mask_cross_entropy
-from rs_d2.losses.regression import BOX_LOSSES, giou_loss, iou_loss
+from rs_d2.losses.masks import dice_loss, mask_cross_entropy
 
 
 def boxes(*rows):

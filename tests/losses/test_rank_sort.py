@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
-from ranking import golden_cases, random_case
+from helpers import reference
+from helpers.ranking import golden_cases, random_case
 
 from rs_d2.losses import rank_sort_loss
 

@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.ranking import random_case
 from operation_count import count_operations
-from ranking import random_case
 
 from rs_d2.losses import alrp_loss, average_precision_loss, rank_sort_loss
-from rs_d2.losses._paths import device_path
 from rs_d2.losses.alrp import alrp_terms
 from rs_d2.losses.ap import average_precision_terms
+from rs_d2.losses.kernel.device_dispatch import device_path
 from rs_d2.losses.rank_sort import rank_sort_terms
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from helpers.ranking import random_case
 from operation_count import count_operations
-from ranking import random_case
 
-from rs_d2.losses import _sorting, rank_sort_loss
-from rs_d2.losses._ranking import smoothed_step
-from rs_d2.losses._sorting import sum_lower_labels
+from rs_d2.losses import rank_sort_loss
+from rs_d2.losses.kernel import sorting
+from rs_d2.losses.kernel.ranking import smoothed_step
+from rs_d2.losses.kernel.sorting import sum_lower_labels
 
 
 def all_pairs(scores, labels, weights, delta):
@@ -26,7 +27,7 @@ def case(num, ties):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("num", "block"), [(1, 4), (7, 4), (64, 16), (300, 16), (300, 1)])
 def test_blocks_equal_all_pairs(monkeypatch, num, block, ties, delta):
-    monkeypatch.setattr(_sorting, "_block_size", lambda *_: min(block, num))
+    monkeypatch.setattr(sorting, "_block_size", lambda *_: min(block, num))
     arguments = case(num, ties)
     torch.testing.assert_close(
         sum_lower_labels(*arguments, delta), all_pairs(*arguments, delta), rtol=0, atol=1e-11

@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.modeling import build_model
-from tiny import write_checkpoint
+from helpers.tiny import write_checkpoint
 
 from rs_d2 import model_zoo
-from rs_d2.errors import UserError
 from rs_d2.model_zoo import api
+from rs_d2.utils.errors import UserError
 
 NAME = "quick/rs_mask_rcnn_digits"
 

@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 
 from rs_d2 import add_rs_config
-from rs_d2._compat import config_dir
+from rs_d2.utils.folders import config_dir
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ from detectron2.modeling.backbone.resnet import DeformBottleneckBlock as StockDe
 from torch import nn
 
 from rs_d2 import add_rs_config
-from rs_d2._compat import config_dir
 from rs_d2.checkpoint.torchvision import torchvision_resnet
 from rs_d2.engine.solver import build_optimizer
-from rs_d2.errors import UserError
 from rs_d2.modeling.backbone import CARAFE, CARAFEFPN, DeformBottleneckBlock
 from rs_d2.ops.norm import FrozenStatBatchNorm2d
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import config_dir
 
 
 def config(*axes):

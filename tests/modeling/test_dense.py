@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
 from rs_d2 import add_rs_config
-from rs_d2.errors import UserError
 from rs_d2.modeling.dense.paa import score_voting
 from rs_d2.targets.assign_atss import assign_atss
 from rs_d2.targets.assign_paa import assign_by_iou, separate_by_loss
+from rs_d2.utils.errors import UserError
 
 K, STRIDES, SIDE = 3, (8, 16, 32), 64
 GRIDS = [SIDE // stride for stride in STRIDES]

@@ -7,12 +7,12 @@ from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from rs_d2.balancing import ValueBalancer
-from rs_d2.losses.mask import dice_loss
-from rs_d2.losses.regression import giou_loss
+from rs_d2.criterion.balancing import ValueBalancer
+from rs_d2.criterion.labels import iou_labels
+from rs_d2.criterion.weights import score_weights
+from rs_d2.losses.boxes import giou_loss
+from rs_d2.losses.masks import dice_loss
 from rs_d2.modeling import RSFastRCNNOutputLayers
-from rs_d2.targets.labels import iou_labels
-from rs_d2.targets.weights import score_weights
 
 ATOL = 2e-6
 

@@ -12,7 +12,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image as stock_single
 from detectron2.structures import Boxes, ImageList, Instances
-from reference_nms import class_wise_nms as literal_loop
+from helpers.reference_nms import class_wise_nms as literal_loop
 
 from rs_d2.modeling import RSFastRCNNOutputLayers
 from rs_d2.modeling.inference import (

@@ -6,8 +6,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
-from rs_d2._compat import config_dir
-from rs_d2.errors import UserError
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import config_dir
 
 SIZE = 64
 SHAPES = {name: ShapeSpec(channels=16, stride=2 ** int(name[1])) for name in ("p2", "p3")}

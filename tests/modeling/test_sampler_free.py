@@ -8,9 +8,9 @@ from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from rs_d2.errors import UserError
 from rs_d2.modeling import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.roi_heads import limit_foreground
+from rs_d2.utils.errors import UserError
 
 SHAPE = {"p3": ShapeSpec(channels=4, stride=8)}
 

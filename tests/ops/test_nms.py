@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference_nms import class_wise_nms as literal_loop
+from helpers.reference_nms import class_wise_nms as literal_loop
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rs_d2.ops._nms_device import search_on_device

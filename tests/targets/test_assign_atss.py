@@ -1,12 +1,12 @@
 """ATSS against its literal loop, and the laws that it obeys."""
 
 import pytest
-import reference_assign
 import torch
+from helpers import reference_assign
+from helpers.scenes import ANCHOR_COUNTS, SCENES, boxes, grid, pyramid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operation_count import count_operations
-from scenes import ANCHOR_COUNTS, SCENES, boxes, grid, pyramid
 
 from rs_d2.targets.assign_atss import assign_atss
 

@@ -1,12 +1,12 @@
 """PAA's two passes against their literal loops, and the laws that they obey."""
 
 import pytest
-import reference_assign
 import torch
+from helpers import reference_assign
+from helpers.scenes import ANCHOR_COUNTS, SCENES, boxes, grid, pyramid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operation_count import count_operations
-from scenes import ANCHOR_COUNTS, SCENES, boxes, grid, pyramid
 
 from rs_d2.targets import assign_paa
 from rs_d2.targets.assign_paa import assign_by_iou, separate_by_loss

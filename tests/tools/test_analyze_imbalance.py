@@ -3,7 +3,7 @@
 import sys
 
 from conftest import REPO, shared
-from tiny import write_config
+from helpers.tiny import write_config
 
 sys.path.insert(0, str(REPO / "tools"))
 import analyze_imbalance

@@ -14,14 +14,14 @@ pytest.importorskip("detectron2")
 
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from tiny import write_config
+from helpers.tiny import write_config
 
 from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.loading import RSCheckpointer
 from rs_d2.checkpoint.metadata import read_metadata
 from rs_d2.checkpoint.mmdet import to_mmdet
-from rs_d2.checkpoint.trial import detect_on_cpu, model_shapes
-from rs_d2.engine.checkpointer import RSCheckpointer
-from rs_d2.engine.configs import load_config
+from rs_d2.checkpoint.smoke_run import detect_on_cpu, model_shapes
+from rs_d2.config.load import load_config
 
 sys.path.insert(0, str(REPO / "tools"))
 import convert_mmdet

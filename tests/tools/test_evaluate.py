@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import REPO, shared
-from made_detections import made
+from helpers.made_detections import made
 
 sys.path.insert(0, str(REPO / "tools"))
 import evaluate

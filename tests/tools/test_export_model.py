@@ -10,8 +10,8 @@ from PIL import Image
 pytest.importorskip("detectron2")
 pytest.importorskip("onnxruntime")
 
-from small_detectors import picture
-from tiny import write_checkpoint
+from helpers.small_detectors import picture
+from helpers.tiny import write_checkpoint
 
 from rs_d2 import export
 from rs_d2.checkpoint.files import read_checkpoint

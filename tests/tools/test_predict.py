@@ -12,7 +12,7 @@ from PIL import Image
 
 pytest.importorskip("detectron2")
 
-from tiny import write_checkpoint
+from helpers.tiny import write_checkpoint
 
 from rs_d2 import Predictor
 
@@ -240,7 +240,7 @@ def test_an_error_while_painting_is_not_lost(weights, images, tmp_path, monkeypa
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("rs_d2.engine.prediction.paint_instances", broken)
+    monkeypatch.setattr("rs_d2.prediction.runner.paint_instances", broken)
     with pytest.raises(ZeroDivisionError):
         run(*common(weights, tmp_path / "out", images))
 

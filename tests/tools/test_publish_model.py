@@ -9,7 +9,7 @@ from conftest import REPO
 
 pytest.importorskip("detectron2")
 
-from tiny import write_checkpoint
+from helpers.tiny import write_checkpoint
 
 from rs_d2 import Predictor
 from rs_d2.checkpoint.files import read_checkpoint

@@ -7,18 +7,18 @@ import sys
 import pytest
 import torch
 from conftest import REPO
-from made_detections import SIDE, made
+from helpers.made_detections import SIDE, made
 from PIL import Image
 
 pytest.importorskip("detectron2")
 
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from tiny import reset_logging, write_config
+from helpers.tiny import reset_logging, write_config
 
-from rs_d2.engine.configs import load_config
-from rs_d2.engine.threshold_sweep import SEARCHES, measure, searching
-from rs_d2.errors import UserError
+from rs_d2.analysis.threshold_sweep import SEARCHES, measure, searching
+from rs_d2.config.load import load_config
+from rs_d2.utils.errors import UserError
 
 sys.path.insert(0, str(REPO / "tools"))
 import sweep_thresholds

@@ -14,9 +14,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from rs_d2.errors import UserError
 from rs_d2.modeling.backbone.resnet import build_rs_resnet_backbone
 from rs_d2.ops.carafe import carafe_upsample
+from rs_d2.utils.errors import UserError
 
 
 class CARAFE(nn.Module):

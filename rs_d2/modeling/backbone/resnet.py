@@ -13,9 +13,9 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rs_d2.errors import UserError
 from rs_d2.ops.deform_conv import modulated_deform_conv, num_offset_channels
 from rs_d2.ops.norm import freeze_batch_norm_statistics
+from rs_d2.utils.errors import UserError
 
 # Value of MODEL.RESNETS.NORM, beside Detectron2's: constant statistics, trainable affine map.
 FROZEN_STAT_NORM = "FrozenStatBN"

@@ -22,17 +22,16 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rs_d2._compat import put_scalar
-from rs_d2.errors import UserError
-from rs_d2.modeling.build import build_dense_criterion
+from rs_d2.modeling.build import build_dense_criterion, named_losses
+from rs_d2.modeling.dense.head import DenseHead
 from rs_d2.modeling.dense.predictions import Positives, Predictions
-from rs_d2.modeling.dense.towers import DenseHead
 from rs_d2.modeling.inference import detect
 from rs_d2.ops.boxes import PAD_MULTIPLE, cells_within
 from rs_d2.ops.nms import StoredBoxes
+from rs_d2.utils.d2_compat import put_scalar
+from rs_d2.utils.errors import UserError
 
 _IGNORED = -2  # beside -1, which is nobody's, among the numbers of objects
-_LOSS_NAMES = {"rank": "loss_rank", "sort": "loss_sort", "cls": "loss_cls", "box": "loss_box_reg"}
 
 
 class AnchorDenseDetector(DenseDetector, ABC):
@@ -165,9 +164,9 @@ class AnchorDenseDetector(DenseDetector, ABC):
         )
         inputs = gathered.logits.flatten(0, 1), gt_classes, positives.pred_boxes, positives.gt_boxes
         if gathered.quality is None:
-            return _named(self.criterion(*inputs).losses)
+            return named_losses(self.criterion(*inputs).losses)
         target = self.quality_targets(positives)
-        losses = _named(self.criterion(*inputs, target).losses)
+        losses = named_losses(self.criterion(*inputs, target).losses)
         logits = gathered.quality.flatten()[positives.rows].float()
         quality = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
         losses["loss_quality"] = quality / max(len(target), 1) * self.quality_loss_weight
@@ -304,10 +303,6 @@ class AnchorDenseDetector(DenseDetector, ABC):
             positives = positives.keep(chosen)
         gt_classes[positives.rows] = positives.gt_classes
         return positives, gt_classes
-
-
-def _named(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {_LOSS_NAMES[key]: loss for key, loss in losses.items()}
 
 
 def _at_most(limit: int, count: Any) -> Any:

@@ -14,8 +14,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
+from rs_d2.losses.boxes import BOX_LOSSES, BoxLoss
 from rs_d2.losses.classification import focal_loss
-from rs_d2.losses.regression import BOX_LOSSES, BoxLoss
 from rs_d2.modeling.dense.detector import AnchorDenseDetector
 from rs_d2.modeling.dense.predictions import Positives, Predictions
 from rs_d2.ops.boxes import aligned_iou

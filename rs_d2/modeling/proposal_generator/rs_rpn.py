@@ -16,10 +16,10 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from rs_d2._compat import put_scalar
 from rs_d2.modeling.build import build_detection_criterion
 from rs_d2.ops.boxes import PAD_MULTIPLE, centers_beyond
-from rs_d2.targets.matching import foreground_index, match_by_iou
+from rs_d2.targets.assign_iou import foreground_index, match_by_iou
+from rs_d2.utils.d2_compat import put_scalar
 
 _LOSS_NAMES = {
     "rank": "loss_rpn_rank",

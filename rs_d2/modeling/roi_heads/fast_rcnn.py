@@ -15,12 +15,10 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rs_d2.modeling.build import build_detection_criterion
+from rs_d2.modeling.build import build_detection_criterion, named_losses
 from rs_d2.modeling.inference import DecodedBoxes, detect
 from rs_d2.ops.nms import BoxTable, StoredBoxes
-from rs_d2.targets.matching import foreground_index
-
-_LOSS_NAMES = {"rank": "loss_rank", "sort": "loss_sort", "cls": "loss_cls", "box": "loss_box_reg"}
+from rs_d2.targets.assign_iou import foreground_index
 
 
 class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -79,7 +77,7 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
         )
         output = self.criterion(logits, gt_classes, pred_boxes, gt_boxes[positives])
         _attach_weights(proposals, positives, output.weights)
-        named = {_LOSS_NAMES[key]: loss for key, loss in output.losses.items()}
+        named = named_losses(output.losses)
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in named.items()}
 
     def inference(

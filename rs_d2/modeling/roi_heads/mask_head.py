@@ -15,9 +15,9 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
-from rs_d2.criterion import MaskCriterion
-from rs_d2.errors import UserError
+from rs_d2.criterion.criterion import MaskCriterion
 from rs_d2.modeling.build import build_mask_criterion
+from rs_d2.utils.errors import UserError
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

@@ -18,11 +18,11 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from rs_d2._compat import put_scalar
-from rs_d2.balancing import BALANCERS
+from rs_d2.criterion.balancing import BALANCERS
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.mask_head import MaskRows
-from rs_d2.targets.matching import foreground_index, match_by_iou
+from rs_d2.targets.assign_iou import foreground_index, match_by_iou
+from rs_d2.utils.d2_compat import put_scalar
 
 # From the IoU of objects and regions to each region's object and label (1, 0 or -1).
 Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]

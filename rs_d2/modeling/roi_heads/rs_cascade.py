@@ -19,10 +19,10 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from rs_d2.errors import UserError
 from rs_d2.modeling.inference import fast_rcnn_inference
 from rs_d2.modeling.roi_heads.roi_heads import RSROIHeads
-from rs_d2.targets.matching import match_by_iou
+from rs_d2.targets.assign_iou import match_by_iou
+from rs_d2.utils.errors import UserError
 
 Predictions = tuple[Tensor, Tensor]
 

@@ -1,0 +1,1 @@
+"""Studies over trained models and data sets."""

@@ -1,0 +1,105 @@
+"""Values of a config that would otherwise fail late or with a long trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
+from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
+from fvcore.common.registry import Registry
+
+from rs_d2.config.architectures import is_dense, lookup
+from rs_d2.config.defaults import CHOICES
+from rs_d2.utils.errors import UserError, did_you_mean
+
+_CLIP_TYPES = ("value", "norm", "full_model")
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check the values that would otherwise fail late or with a long trace.
+
+    Raises:
+        UserError: The first key with a value that is not allowed.
+    """
+    check_choices(cfg)
+    check_clip_type(cfg)
+    if is_dense(cfg):
+        _check_dense(cfg)
+    for key, name, registry in _registered_names(cfg):
+        if name not in registry:
+            known = [entry for entry, _ in registry]
+            raise UserError(f"{key}: '{name}' is not registered{did_you_mean(name, known)}")
+
+
+def _check_dense(cfg: CfgNode) -> None:
+    """What a dense detector has no part for would fail after the whole training."""
+    for key in ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "TEST.AUG.ENABLED"):
+        if lookup(cfg, key):
+            raise UserError(f"{key}: {cfg.MODEL.META_ARCHITECTURE} gives boxes only, in one view")
+
+
+def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
+    model = cfg.MODEL
+    yield "MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY
+    yield "MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY
+    yield "MODEL.ANCHOR_GENERATOR.NAME", model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY
+    if model.PROPOSAL_GENERATOR.NAME != "PrecomputedProposals":  # Detectron2's word for none
+        name = model.PROPOSAL_GENERATOR.NAME
+        yield "MODEL.PROPOSAL_GENERATOR.NAME", name, PROPOSAL_GENERATOR_REGISTRY
+    yield "MODEL.RPN.HEAD_NAME", model.RPN.HEAD_NAME, RPN_HEAD_REGISTRY
+    yield "MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY
+    if model.ROI_BOX_HEAD.NAME:  # empty: the ROI heads bring their own
+        yield "MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY
+    if model.MASK_ON:
+        yield "MODEL.ROI_MASK_HEAD.NAME", model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY
+
+
+def check_choices(cfg: Any) -> None:
+    """Check every closed-list key and every bounded number of rs_d2.
+
+    Raises:
+        UserError: the first key with a value that is not allowed, and the values that are.
+    """
+    for key, allowed in CHOICES.items():
+        value = lookup(cfg, key)
+        if value not in allowed:
+            raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
+    for key in (
+        "MODEL.RPN.LOW_QUALITY_MIN_IOU",
+        "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU",
+        "MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU",
+    ):
+        if not 0 < lookup(cfg, key) <= 1:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
+    for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
+        key = f"MODEL.{head}.CRITERION.DELTA"
+        if not 0 <= lookup(cfg, key) < float("inf"):
+            raise UserError(f"{key}: {lookup(cfg, key)} is not a number >= 0")
+    if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
+        value = cfg.MODEL.RETINANET.PRIOR_PROB
+        raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
+    for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
+        if lookup(cfg, key) < 1:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")
+
+
+def check_clip_type(cfg: CfgNode) -> None:
+    """Check ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE``.
+
+    Raises:
+        UserError: It is none of the three types.
+    """
+    kind = cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE
+    if kind not in _CLIP_TYPES:
+        allowed = ", ".join(_CLIP_TYPES)
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: '{kind}' is not one of {allowed}")

@@ -1,0 +1,135 @@
+"""From a config file and KEY VALUE pairs to a checked config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from rs_d2.config import add_rs_config
+from rs_d2.utils.errors import UserError, did_you_mean
+from rs_d2.utils.folders import config_dir
+
+_UNKNOWN_KEY = re.compile(r"[Nn]on-existent (?:config )?key: ([^\s'\"]+)")
+_WRONG_TYPE = re.compile(
+    r"with values \((?P<old>.*) vs\. (?P<new>.*)\) for config key: (?P<key>\S+)"
+)
+
+
+def load_config(config_file: str, opts: Sequence[str]) -> tuple[CfgNode, set[str]]:
+    """Merge a config file and KEY VALUE pairs into the defaults.
+
+    Args:
+        config_file: path as ``find_config`` returns it; empty for the defaults alone.
+        opts: keys and values in turn.
+
+    Returns:
+        The config, not frozen, and the keys that the file, its bases or ``opts`` name.
+
+    Raises:
+        UserError: A file is not readable, or a key or the type of a value is wrong.
+    """
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    named: set[str] = set(opts[0::2])
+    if config_file:
+        named.update(_merge_file(cfg, config_file))
+    merge_pairs(cfg, opts)
+    return cfg, named
+
+
+def config_from_text(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Merge a config's whole text, as a checkpoint holds it, and KEY VALUE pairs into the defaults.
+
+    Args:
+        text: yaml with plain types.
+        source: name of the file, for messages.
+        opts: keys and values in turn.
+
+    Raises:
+        UserError: The text is not a config of this version, or a pair is wrong.
+    """
+    cfg, _ = load_config("", ())
+    try:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    except (yaml.YAMLError, AssertionError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{source}: its config: {_explain(error, cfg, 'a value')}") from error
+    merge_pairs(cfg, opts)
+    return cfg
+
+
+def find_config(name: str) -> str:
+    """Find a config file: a path as it is, or else one relative to the packaged configs.
+
+    Raises:
+        UserError: There is no such file; names the nearest of the packaged ones.
+    """
+    if not name or Path(name).is_file():
+        return name
+    packaged = config_dir()
+    for folder in (packaged, packaged.parent):  # with and without the leading "configs/"
+        if (folder / name).is_file():
+            return str(folder / name)
+    known = [str(path.relative_to(packaged)) for path in packaged.glob("**/*.yaml")]
+    raise UserError(f"--config-file: {name} does not exist{did_you_mean(name, known)}")
+
+
+def merge_pairs(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Merge KEY VALUE pairs into a config, in place.
+
+    Raises:
+        UserError: A key or the type of a value is wrong.
+    """
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(_explain(error, cfg, culprit=key)) from error
+
+
+def _merge_file(cfg: CfgNode, path: str) -> set[str]:
+    """Merge a yaml file with its bases and return the keys they name."""
+    try:
+        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
+    except yaml.YAMLError as error:
+        raise UserError(_explain_yaml(error, path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config-file: {path} or one of its bases: {error}") from error
+    except (TypeError, AttributeError, AssertionError) as error:  # no mapping of keys to values
+        raise UserError(f"--config-file: {path} is not a mapping of config keys") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"--config-file: {path} is not a mapping of config keys")
+    try:
+        cfg.merge_from_file(path)
+    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{_explain(error, cfg, culprit='a value')} in {path}") from error
+    return set(_keys(loaded))
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the full names of all keys, those that hold other keys included."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
+    """Put yacs' many kinds of complaint into one line."""
+    text = " ".join(str(error).split())
+    if unknown := _UNKNOWN_KEY.search(text):
+        return f"{unknown[1]} is not a config key{did_you_mean(unknown[1], _keys(cfg))}"
+    if wrong := _WRONG_TYPE.search(text):
+        return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
+    return f"{culprit} is not valid: {text}"
+
+
+def _explain_yaml(error: yaml.YAMLError, path: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"--config-file: {path} is not valid yaml"
+    return f"--config-file: {mark.name}, line {mark.line + 1}: {error.problem}"

@@ -1,0 +1,1 @@
+"""From what a head predicts to its losses: labels, weights, rankings, task balance."""

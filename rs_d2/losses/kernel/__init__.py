@@ -1,0 +1,1 @@
+"""The exact sums that all ranking losses share."""

@@ -1,0 +1,260 @@
+"""Which images an input stands for, under which names, and how they are read."""
+
+import builtins
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import get_cfg
+
+from rs_d2.prediction import inputs as sources
+from rs_d2.prediction.inputs import (
+    Frame,
+    Unreadable,
+    VideoFrames,
+    check_targets,
+    find_images,
+    load_images,
+)
+from rs_d2.prediction.predictor import InputMaker
+from rs_d2.utils.errors import UserError
+
+
+@pytest.fixture
+def prepare():
+    return InputMaker(get_cfg())
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two images of one name, others of other kinds, and files that are none."""
+    for name in ("b/1.jpg", "a/1.jpg", "a/2.PNG", "a/deep/1.jpg", "a/3.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def names(files):
+    return [file.picture for file in files]
+
+
+def test_a_folder_is_searched_in_the_order_of_names(tree):
+    found = find_images([str(tree / "a")], tree / "out")
+    assert names(found) == ["1.jpg", "2.PNG", "3.tif.png", "deep/1.jpg"]
+    assert [file.path.name for file in found] == ["1.jpg", "2.PNG", "3.tif", "1.jpg"]
+
+
+def test_no_two_pictures_share_a_name(tree):
+    (tree / "c").mkdir()
+    Image.new("RGB", (8, 6)).save(tree / "c" / "1.JPG")
+    inputs = [str(tree / part) for part in ("a", "b", "c")]
+    chosen = names(find_images(inputs, tree / "out"))
+    assert chosen == ["1.jpg", "2.PNG", "3.tif.png", "deep/1.jpg", "1_2.jpg", "1_3.JPG"]
+    assert len({name.lower() for name in chosen}) == len(chosen)
+
+
+def test_a_file_counts_once(tree):
+    inputs = [str(tree / "a" / "1.jpg"), str(tree / "a"), str(tree / "a" / "*.jpg")]
+    assert len(find_images(inputs, tree / "out")) == 4
+
+
+def test_a_pattern_finds_images_only(tree):
+    found = find_images([str(tree / "a" / "**" / "*")], tree / "out")
+    assert sorted(file.path.name for file in found) == ["1.jpg", "1.jpg", "2.PNG", "3.tif"]
+
+
+def test_pictures_of_an_earlier_run_are_no_input(tree):
+    (tree / "a" / "out").mkdir()
+    Image.new("RGB", (8, 6)).save(tree / "a" / "out" / "1.jpg")
+    assert len(find_images([str(tree / "a")], tree / "a" / "out")) == 4
+    assert len(find_images([str(tree / "a")], tree / "a")) == 5  # what was asked for
+    assert len(find_images([str(tree / "a")], tree)) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "count"),
+    [
+        ("a", "a/../a/out", 4),
+        ("link", "a/out", 4),
+        ("a", "link/out", 4),
+        ("a/**/*.jpg", "a/out", 2),
+        ("link/**/*.jpg", "a/deep/../out", 2),
+        ("a/../*/*.jpg", "b", 1),
+    ],
+)
+def test_the_output_is_known_by_any_path(tree, monkeypatch, given, output, count):
+    monkeypatch.chdir(tree)
+    (tree / "a" / "out").mkdir()
+    Image.new("RGB", (8, 6)).save(tree / "a" / "out" / "1.jpg")
+    (tree / "link").symlink_to(tree / "a")
+    assert len(find_images([given], Path(output))) == count
+
+
+def test_a_file_counts_once_by_whatever_path(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    (tree / "link").symlink_to(tree / "a")
+    inputs = ["a/1.jpg", "./b/../a/1.jpg", "link/1.jpg", str(tree / "a" / "1.jpg")]
+    (file,) = find_images(inputs, tree / "out")
+    assert file.path == tree / "a" / "1.jpg"
+
+
+def test_hidden_files_are_found_by_their_name_only(tree):
+    (tree / "a" / ".cache").mkdir()
+    for hidden in ("a/._1.jpg", "a/.cache/1.jpg"):
+        (tree / hidden).write_text("no image")
+    assert len(find_images([str(tree / "a")], tree / "out")) == 4
+    assert len(find_images([str(tree / "a" / "**" / "*")], tree / "out")) == 4
+    named = find_images([str(tree / "a" / "._1.jpg")], tree / "out")
+    assert [file.path.name for file in named] == ["._1.jpg"]
+
+
+def test_a_folder_that_matches_a_pattern_is_no_image(tree):
+    (tree / "b" / "2.jpg").mkdir()
+    assert len(find_images([str(tree / "b" / "*.jpg")], tree / "out")) == 1
+
+
+def test_a_target_that_is_an_input_is_named_by_any_path(tree):
+    inputs = [tree / "a" / "1.jpg", tree / "b" / "1.jpg"]
+    check_targets(inputs, [tree / "a" / "2.PNG", tree / "none.jpg"])
+    (tree / "link").symlink_to(tree / "b")
+    (tree / "hard.jpg").hardlink_to(tree / "b" / "1.jpg")
+    for target in (tree / "a" / ".." / "b" / "1.jpg", tree / "link" / "1.jpg", tree / "hard.jpg"):
+        with pytest.raises(UserError, match=f"^--output: {target} .*b/1.jpg; choose another --out"):
+            check_targets(inputs, [target])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [("nowhere", "does not exist"), ("*.none", "no image found"), ("empty", "no image found")],
+)
+def test_an_input_without_images_is_named(tree, given, problem):
+    (tree / "empty").mkdir()
+    with pytest.raises(UserError, match=f"^INPUT: .*{given.lstrip('*')}:? {problem}"):
+        find_images([str(tree / given)], tree / "out")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_images_keep_their_place(tree, prepare, num_workers):
+    (tree / "a" / "0.jpg").write_text("words")
+    whole = (tree / "a" / "1.jpg").read_bytes()
+    (tree / "a" / "4.jpg").write_bytes(whole[: len(whole) // 2])
+    files = find_images([str(tree / "a")], tree / "out")
+    options = {"batch_size": 4, "num_workers": num_workers, "with_pixels": True}
+    first, second = load_images(files, prepare, **options)
+    assert [type(entry) for entry in first] == [Unreadable, Frame, Frame, Frame]
+    assert [entry.position for entry in first + second] == list(range(6))
+    assert first[0].reason == "not an image"
+    assert isinstance(second[0], Unreadable)
+    assert first[1].pixels.shape == (6, 8, 3)
+    assert first[1].inputs["image"].dtype == torch.uint8
+
+
+def test_pixels_are_kept_only_for_pictures(tree, prepare):
+    files = find_images([str(tree / "b")], tree / "out")
+    options = {"batch_size": 1, "num_workers": 0, "with_pixels": False}
+    ((frame,),) = load_images(files, prepare, **options)
+    assert frame.pixels is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("clip.mp4", True), ("CLIP.AVI", True), ("webcam", True), ("webcam:12", True)]
+    + [("webcam.jpg", False), ("image.png", False), ("folder", False), ("webcams", False)],
+)
+def test_videos_and_webcams_are_told_from_images(given, expected):
+    assert sources.is_video(given) == expected
+
+
+def write_video(path, count=5):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for i in range(count):
+        writer.write(np.full((48, 64, 3), (40 * i, 0, 200), np.uint8))  # BGR
+    writer.release()
+    return str(path)
+
+
+def test_a_video_is_read_in_order_and_in_rgb(tmp_path, prepare):
+    frames = VideoFrames(write_video(tmp_path / "clip.mp4"), prepare, 2, with_pixels=True)
+    assert (frames.rate, frames.length) == (10, 5)
+    batches = list(frames)
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    flat = [frame for batch in batches for frame in batch]
+    assert [frame.position for frame in flat] == list(range(5))
+    blue = [frame.pixels[..., 2].float().mean().item() for frame in flat]
+    assert blue == pytest.approx([0, 40, 80, 120, 160], abs=12)
+    assert flat[0].pixels[..., 0].float().mean() > 180
+    assert flat[0].seconds is None
+
+
+def test_what_is_no_video_is_named(tmp_path, prepare):
+    pytest.importorskip("cv2")
+    (tmp_path / "clip.mp4").write_text("words")
+    with pytest.raises(UserError, match=r"clip.mp4 cannot be opened as a video"):
+        VideoFrames(str(tmp_path / "clip.mp4"), prepare, 1, with_pixels=False)
+
+
+def test_without_opencv_a_video_is_one_line(tmp_path, prepare, monkeypatch):
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "cv2":
+            raise ImportError("no cv2")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"clip.mp4 needs OpenCV \(pip install opencv-python\)"):
+        VideoFrames("clip.mp4", prepare, 1, with_pixels=False)
+
+
+def test_items_are_made_ahead_but_not_without_bound():
+    made = []
+
+    def items():
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    ahead = sources._ahead(items(), size=2)
+    assert next(ahead) == 0
+    time.sleep(0.2)
+    assert 1 < len(made) <= 5
+    assert list(ahead) == list(range(1, 20))
+
+
+def test_an_error_of_the_thread_comes_out_and_the_thread_ends():
+    def items():
+        yield 1
+        raise ValueError("broken")
+
+    before = threading.active_count()
+    ahead = sources._ahead(items(), size=2)
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)
+    assert threading.active_count() == before
+
+
+def test_leaving_early_ends_the_thread():
+    before = threading.active_count()
+    ahead = sources._ahead(iter_forever(), size=1)
+    assert next(ahead) == 0
+    ahead.close()
+    assert threading.active_count() == before
+
+
+def iter_forever():
+    number = 0
+    while True:
+        yield number
+        number += 1
