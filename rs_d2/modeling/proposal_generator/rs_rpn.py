@@ -14,19 +14,15 @@ from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from rs_d2.modeling.build import build_detection_criterion
+from rs_d2.criterion.candidates import Candidates, find_positives
+from rs_d2.criterion.criterion import Criterion
+from rs_d2.criterion.names import name_losses
+from rs_d2.modeling.build import bias_for_prior, build_rpn_criterion
 from rs_d2.ops.boxes import PAD_MULTIPLE, centers_beyond
-from rs_d2.targets.assign_iou import foreground_index, match_by_iou
+from rs_d2.targets.assign_iou import match_by_iou
 from rs_d2.utils.d2_compat import put_scalar
-
-_LOSS_NAMES = {
-    "rank": "loss_rpn_rank",
-    "sort": "loss_rpn_sort",
-    "cls": "loss_rpn_cls",
-    "box": "loss_rpn_loc",
-}
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -39,10 +35,12 @@ class RSRPN(RPN):
     """
 
     @configurable
-    def __init__(self, *, criterion: nn.Module, sampler: str, **kwargs: Any) -> None:
+    def __init__(self, *, criterion: Criterion, sampler: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.criterion = criterion
         self.sampler = sampler
+        if criterion.ranking.prior_prob is not None:
+            bias_for_prior(self.rpn_head.objectness_logits, criterion.ranking.prior_prob)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -55,7 +53,7 @@ class RSRPN(RPN):
             labels=rpn.IOU_LABELS,
             low_quality_min_iou=rpn.LOW_QUALITY_MIN_IOU,
         )
-        ret["criterion"] = build_detection_criterion(rpn.CRITERION, num_classes=1)
+        ret["criterion"] = build_rpn_criterion(cfg)
         ret["sampler"] = rpn.SAMPLER
         return ret
 
@@ -103,16 +101,20 @@ class RSRPN(RPN):
         self._log_counts(labels, num_images=len(gt_labels))
         # One foreground class: 0 is an object, 1 the background.
         gt_classes = torch.where(labels >= 0, 1 - labels, labels).long()
-        positives = foreground_index(gt_classes, num_classes=1)
-        logits = cat(pred_objectness_logits, dim=1).flatten()[:, None]
+        positives = find_positives(gt_classes, num_classes=1)
         deltas = cat(pred_anchor_deltas, dim=1).flatten(0, 1)[positives]
-        anchor_boxes = Boxes.cat(anchors).tensor
-        pred_boxes = self.box2box_transform.apply_deltas(
-            deltas, anchor_boxes[positives % len(anchor_boxes)]
+        all_anchors = Boxes.cat(anchors).tensor
+        positive_anchors = all_anchors[positives % len(all_anchors)]
+        candidates = Candidates(
+            logits=cat(pred_objectness_logits, dim=1).flatten()[:, None],
+            gt_classes=gt_classes,
+            positives=positives,
+            pred_boxes=self.box2box_transform.apply_deltas(deltas, positive_anchors),
+            gt_boxes=torch.stack(gt_boxes).flatten(0, 1)[positives],
+            pred_deltas=deltas,
+            anchors=positive_anchors,
         )
-        matched_boxes = torch.stack(gt_boxes).flatten(0, 1)[positives]
-        output = self.criterion(logits, gt_classes, pred_boxes, matched_boxes)
-        named = {_LOSS_NAMES[key]: loss for key, loss in output.losses.items()}
+        named = name_losses(self.criterion(candidates).losses, "rpn")
         # The ranking terms share the weight that Detectron2 gives to objectness.
         common = self.loss_weight["loss_rpn_cls"]
         return {name: loss * self.loss_weight.get(name, common) for name, loss in named.items()}
