@@ -4,8 +4,9 @@ Of the detections of a class, best score first, down to any of them
 
     LRP = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN),   FN = objects - TP,
 
-and oLRP is the smallest; its parts are those of the first detection that reaches it. Oksuz et al., "One Metric to
-Measure them All: Localisation Recall Precision (LRP) for Evaluating Visual Detection Tasks", 2021.
+and oLRP is the smallest; its parts are those of the first detection that reaches it. Oksuz et al.,
+"One Metric to Measure them All: Localisation Recall Precision (LRP) for Evaluating Visual Detection
+Tasks", 2021.
 """
 
 from __future__ import annotations
