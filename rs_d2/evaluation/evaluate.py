@@ -25,6 +25,7 @@ FIXED_AP_PER_CLASS = 10_000
 
 _AP50, _AP75 = 0, 5  # indices of IoU 0.50 and 0.75
 _SIZES = tuple(enumerate(AREAS))[1:]
+_GROUPS = {"r": "rare", "c": "common", "f": "frequent", "": "all"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class Evaluation:
     def classes_with_objects(self) -> np.ndarray:
         """[K] bool."""
         return self.matches.num_objects[0] > 0
+
+    def frequency_groups(self) -> dict[str, np.ndarray]:
+        """[K] bool by name, of the groups that have objects; "all" are classes without a group."""
+        frequencies, present = self.ground_truth.frequencies, self.classes_with_objects()
+        groups = {name: present & (frequencies == key) for key, name in _GROUPS.items()}
+        return {name: classes for name, classes in groups.items() if classes.any()}
 
 
 def evaluate_detections(
