@@ -105,6 +105,7 @@ def test_the_flagship_has_the_published_settings():
             "BOX_LOSS": "giou",
             "BALANCE": None,  # its own: value
             "BALANCE_PERIOD": 0,
+            "GLOBAL": False,
         }
 
 

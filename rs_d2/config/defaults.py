@@ -90,6 +90,9 @@ def _detection_criterion(node: type) -> Any:
     criterion.BALANCE = None
     # Iterations of an epoch for the balance of that name. 0: an epoch of the training set.
     criterion.BALANCE_PERIOD = 0
+    # One ranking over the candidates of all processes, equal to that of one process with the whole
+    # batch, by exchanging a few kilobytes. False: each process ranks its own, as published.
+    criterion.GLOBAL = False
     return criterion
 
 

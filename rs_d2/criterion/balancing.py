@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rs_d2.losses.kernel.processes import are_joined, reduce_
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.registry import Registry
 
@@ -115,10 +116,15 @@ class MagnitudeBalancer(Balancer):
         """A scalar; its gradient in the outputs has the L1 norm of the ranking's in the logits."""
         if not (loss.requires_grad and gradients.ranking.requires_grad):
             return loss
-        return loss * _quotient(
-            gradients.of_ranking().abs().sum(dtype=torch.float32),
-            gradients.of_task(loss).abs().sum(dtype=torch.float32),
+        norms = torch.stack(
+            [
+                gradients.of_ranking().abs().sum(dtype=torch.float32),
+                gradients.of_task(loss).abs().sum(dtype=torch.float32),
+            ]
         )
+        if are_joined():
+            norms = reduce_(norms)
+        return loss * _quotient(*norms)
 
 
 @BALANCERS.register("constant")

@@ -17,6 +17,8 @@ from rs_d2.criterion.labels import Label
 from rs_d2.criterion.ranking import Ranking
 from rs_d2.criterion.tasks import Task
 from rs_d2.criterion.weights import Weight
+from rs_d2.losses import across_processes
+from rs_d2.losses.kernel.processes import are_joined, gather_rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class LossOutput:
         reference: scalar, detached: the value that other tasks are balanced to.
         ranking: scalar with its graph, the sum of the terms of the ranking itself.
         candidates: the record that all of it was computed from.
+        has_positives: whether there is any, in whatever process shares the ranking.
+        is_global: whether the ranking ran over the candidates of all processes.
     """
 
     losses: dict[str, Tensor]
@@ -37,6 +41,8 @@ class LossOutput:
     reference: Tensor
     ranking: Tensor
     candidates: Candidates
+    has_positives: bool
+    is_global: bool = False
 
     def balance(self, balancer: Balancer, loss: Tensor, outputs: Tensor | None) -> Tensor:
         """A task's loss balanced to this ranking; without positives it is a zero and stays so.
@@ -46,10 +52,11 @@ class LossOutput:
             loss: scalar, the task's mean over the positives.
             outputs: the raw outputs behind it, for balancers that ask for gradients.
         """
-        if len(self.candidates.positives) == 0:
+        if not self.has_positives:
             return loss
         gradients = Gradients(self.ranking, self.candidates.logits, outputs)
-        return balancer(loss, self.reference, gradients)
+        with across_processes(self.is_global):
+            return balancer(loss, self.reference, gradients)
 
 
 class Criterion(nn.Module):
@@ -62,16 +69,26 @@ class Criterion(nn.Module):
         label: quality of each positive, which a ranking may sort by.
         weight: weight of each positive in the tasks.
         tasks: by the name of their term, such as "box".
+        is_global: rank and average over the candidates of all processes, as if they were one batch;
+            every process must then call the criterion. Losses have the whole batch's value, and
+            gradients that ``DistributedDataParallel`` averages to the whole batch's.
     """
 
     def __init__(
-        self, *, ranking: Ranking, label: Label, weight: Weight, tasks: Mapping[str, Task]
+        self,
+        *,
+        ranking: Ranking,
+        label: Label,
+        weight: Weight,
+        tasks: Mapping[str, Task],
+        is_global: bool = False,
     ) -> None:
         super().__init__()
         self.ranking = ranking
         self.label = label
         self.weight = weight
         self.tasks = nn.ModuleDict(tasks)
+        self.is_global = is_global
 
     @property
     def num_classes(self) -> int:
@@ -85,11 +102,23 @@ class Criterion(nn.Module):
 
     def forward(self, candidates: Candidates) -> LossOutput:
         """The losses of one batch; all are zeros attached to the graph where P = 0."""
+        with across_processes(self.is_global):
+            return self._losses(candidates)
+
+    def _losses(self, candidates: Candidates) -> LossOutput:
         quality = self.label(candidates) if self.ranking.uses_quality else None
         ranked = self.ranking(candidates, quality)
         ranking = torch.stack([*ranked.terms.values()]).sum()
         weights = self.weight(candidates)
-        output = LossOutput(dict(ranked.terms), weights, ranked.reference, ranking, candidates)
+        output = LossOutput(
+            losses=dict(ranked.terms),
+            weights=weights,
+            reference=ranked.reference,
+            ranking=ranking,
+            candidates=candidates,
+            has_positives=count_positives(candidates) > 0,
+            is_global=self.is_global,
+        )
         for name, task in self.tasks.items():
             loss = ranked.tasks.get(name)
             if loss is None:
@@ -97,3 +126,11 @@ class Criterion(nn.Module):
             outputs = getattr(candidates, task.outputs) if task.outputs else None
             output.losses[name] = output.balance(task.balancer, loss, outputs)
         return output
+
+
+def count_positives(candidates: Candidates) -> int:
+    """P, of all processes that share the ranking."""
+    count = len(candidates.positives)
+    if not are_joined():
+        return count
+    return int(sum(row[0] for row in gather_rows([count], candidates.logits.device)))

@@ -17,6 +17,7 @@ from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.tasks import TaskLoss
 from rs_d2.losses import alrp_loss, average_precision_loss, rank_sort_loss
 from rs_d2.losses.classification import cross_entropy_loss, focal_loss
+from rs_d2.losses.kernel.processes import total
 from rs_d2.utils.registry import Registry
 
 
@@ -107,7 +108,7 @@ class RankSort(Ranking):
     def forward(self, candidates: Candidates, quality: Tensor) -> Ranked:
         """The terms ``rank`` and ``sort``; see :func:`rs_d2.losses.rank_sort_loss`."""
         # A diverged box has no quality: the losses become NaN, which training reports by name.
-        nan_if_diverged = 0 * quality.sum()
+        nan_if_diverged = total(0 * quality.sum())
         targets = ranking_targets(candidates, quality.nan_to_num(1.0))
         losses = rank_sort_loss(candidates.logits.flatten(), targets.flatten(), self.delta)
         ranking, sorting = (loss + nan_if_diverged for loss in losses)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rs_d2.criterion.candidates import Candidates
+from rs_d2.losses.kernel.processes import are_joined, total
 from rs_d2.ops.boxes import aligned_iou, centerness
 from rs_d2.utils.registry import Registry
 
@@ -53,6 +54,8 @@ def uniform_weight(candidates: Candidates) -> Tensor:
 def weighted_mean(values: Tensor, weights: Tensor, eps: float = 1e-10) -> Tensor:
     """``sum(w_i v_i) / sum(w_i)``; the divisor is 1 where the weights sum to less than ``eps``.
 
+    Inside ``rs_d2.losses.across_processes`` both sums run over the positives of all processes.
+
     Args:
         values: [P].
         weights: [P], not negative.
@@ -61,5 +64,7 @@ def weighted_mean(values: Tensor, weights: Tensor, eps: float = 1e-10) -> Tensor
     Returns:
         A scalar; a zero attached to ``values`` for P = 0.
     """
-    total = weights.sum()
-    return (weights * values).sum() / total.where(total >= eps, torch.ones_like(total))
+    weighted, weight = (weights * values).sum(), weights.sum()
+    if are_joined():
+        weighted, weight = total(torch.stack([weighted, weight.to(weighted.dtype)])).unbind()
+    return weighted / weight.where(weight >= eps, torch.ones_like(weight))

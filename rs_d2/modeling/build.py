@@ -81,6 +81,7 @@ def _build(
         label=LABELS[node.LABELS],
         weight=WEIGHTS[weights],
         tasks={"box": box},
+        is_global=node.GLOBAL,
     )
 
 

@@ -218,7 +218,7 @@ def box_output(proposals):
     candidates = Candidates(torch.zeros(len(classes), 3), classes, positives)
     ids = torch.cat([p.mask_id for p in proposals])
     zero = torch.zeros(())
-    return LossOutput({}, ids[positives].float(), zero, zero, candidates)
+    return LossOutput({}, ids[positives].float(), zero, zero, candidates, len(positives) > 0)
 
 
 def regions(start, count):

@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from rs_d2.criterion.criterion import LossOutput
+from rs_d2.losses import across_processes
 from rs_d2.modeling.build import build_mask_balancer
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.mask_head import MaskRows, RSMaskRCNNConvUpsampleHead
@@ -129,7 +130,8 @@ class RSROIHeads(StandardROIHeads):
             levels = [features[name] for name in self.mask_in_features]
             x = self.mask_pooler(levels, [i.proposal_boxes for i in instances])
         if isinstance(self.mask_head, RSMaskRCNNConvUpsampleHead):
-            loss, outputs = self.mask_head.mean_loss(x, instances)
+            with across_processes(box.is_global):
+                loss, outputs = self.mask_head.mean_loss(x, instances)
         else:  # one of Detectron2's
             loss, outputs = self.mask_head(x, instances)["loss_mask"], None
         return box.balance(self.mask_balancer, loss, outputs)
