@@ -325,7 +325,7 @@ def _shapes_of_levels(cfg: CfgNode, levels: dict[str, ShapeSpec]) -> list[ShapeS
             f" each, not {', '.join(map(str, channels))}"
         )
     sizes = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES)
-    if sizes not in (1, len(names)):
+    if sizes not in (0, 1, len(names)):  # none: they follow the strides
         raise UserError(
             f"MODEL.ANCHOR_GENERATOR.SIZES: sizes for {sizes} levels, but"
             f" MODEL.RETINANET.IN_FEATURES has {len(names)}"
