@@ -97,8 +97,8 @@ def dense_config(architecture: str, loss: str, *, as_published: bool = False) ->
     name = f"configs/COCO-Detection/{architecture}_R_50_FPN_1x.yaml"
     cfg = load_config(find_config(name), opts)[0]
     if not as_published:
-        anchors = load_config(find_config(ranked), opts)[0].MODEL.ANCHOR_GENERATOR.SIZES
-        cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors
+        anchors = load_config(find_config(ranked), opts)[0].MODEL.ANCHOR_GENERATOR
+        cfg.MODEL.ANCHOR_GENERATOR = anchors
     return cfg
 
 

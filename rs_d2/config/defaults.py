@@ -55,6 +55,7 @@ def add_rs_config(cfg: Any) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
+    _add_anchor_keys(cfg)
     _add_assignment_keys(cfg)
     _add_training_keys(cfg)
 
@@ -130,6 +131,13 @@ def _dense_head(node: type) -> Any:
     # PAA: replace each detection's box by a mean of the boxes around it.
     head.SCORE_VOTING = True
     return head
+
+
+def _add_anchor_keys(cfg: Any) -> None:
+    # OctaveAnchorGenerator: anchors of each level have the sizes OCTAVE_BASE_SCALE * stride *
+    # 2^(q / SCALES_PER_OCTAVE) pixels, q = 0 ... SCALES_PER_OCTAVE - 1. Only where SIZES is empty.
+    cfg.MODEL.ANCHOR_GENERATOR.OCTAVE_BASE_SCALE = 4.0
+    cfg.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = 3
 
 
 def _add_assignment_keys(cfg: Any) -> None:

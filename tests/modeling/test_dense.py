@@ -29,8 +29,7 @@ def config(architecture="ATSS", loss="rank_sort", anchors=3):
     cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", architecture
     cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CONVS = K, 1
     cfg.MODEL.DENSE_HEAD.CRITERION.LOSS = loss
-    scales = [2 ** (i / 3) for i in range(anchors)]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[4 * s * scale for scale in scales] for s in STRIDES]
+    cfg.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = anchors
     return cfg
 
 
@@ -97,7 +96,7 @@ def anchors_by_hand(num_anchors=3):
     grids = []
     for stride, grid in zip(STRIDES, GRIDS, strict=True):
         ys, xs = torch.meshgrid(*[torch.arange(grid) * stride] * 2, indexing="ij")
-        half = torch.tensor([2 * stride * 2 ** (i / 3) for i in range(num_anchors)])
+        half = torch.tensor([2 * stride * 2 ** (i / num_anchors) for i in range(num_anchors)])
         center = torch.stack([xs, ys, xs, ys], dim=-1).float()[:, :, None]
         grids.append(center + half[:, None] * torch.tensor([-1.0, -1, 1, 1]))
     return grids
@@ -421,7 +420,7 @@ def test_scores_that_saturate_are_still_told_apart():
     ("opts", "message"),
     [
         (["MODEL.RETINANET.IN_FEATURES", ["p3", "p9"]], "p9 is not a level of the backbone"),
-        (["MODEL.RETINANET.IN_FEATURES", ["p3", "p4"]], "sizes for 3 levels, but .* has 2"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]], "sizes for 2 levels, but .* has 3"),
         (
             ["MODEL.BACKBONE.NAME", "build_rs_resnet_backbone"]
             + ["MODEL.RETINANET.IN_FEATURES", ["res3", "res4", "res5"]],
@@ -447,7 +446,6 @@ def test_p6_and_p7_are_convolved_from_p5_without_a_relu_between():
     cfg = config()
     cfg.MODEL.BACKBONE.NAME = "build_rs_resnet_fpn_p6p7_backbone"
     cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[4 * stride] for stride in (8, 16, 32, 64, 128)]
     backbone = build_model(cfg).backbone
     levels = backbone(torch.randn(1, 3, 128, 128))
     top = backbone.top_block

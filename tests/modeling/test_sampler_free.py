@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.modeling.roi_heads import build_roi_heads
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 
 from rs_d2.criterion import Candidates, LossOutput, find_positives
 from rs_d2.modeling import RSFastRCNNOutputLayers
@@ -62,6 +62,28 @@ def test_anchors_in_batch_padding_are_ignored(rpn):
     assert (cells[:8, :12] == 0).all()
     assert (cells[8:] == -1).all()
     assert (cells[:, 12:] == -1).all()
+
+
+def test_anchors_across_the_border_are_left_out_before_matching(rpn):
+    """Objects at the border claim the best anchors inside, which a later mask would take away."""
+    rpn.anchor_boundary_thresh = 0
+    anchors = rpn.anchor_generator([torch.zeros(1, 4, 20, 20)])
+    (boxes,) = anchors
+    inside = boxes.inside_box((40, 72))
+    claims_lost_by_a_later_mask = 0
+    for _ in range(20):
+        corners = torch.rand(4, 2) * torch.tensor([56.0, 24.0])
+        objs = objects(
+            (40, 72), torch.cat([corners, corners + 8 + 8 * torch.rand(4, 2)], 1).tolist()
+        )
+        (labels,), (gt_boxes,) = rpn.label_and_sample_anchors(anchors, [objs])
+        index, expected = rpn.anchor_matcher(pairwise_iou(objs.gt_boxes, boxes[inside]))
+        assert torch.equal(labels[inside], expected)
+        assert (labels[~inside] == -1).all()
+        assert torch.equal(gt_boxes[inside], objs.gt_boxes.tensor[index])
+        _, of_all = rpn.anchor_matcher(pairwise_iou(objs.gt_boxes, boxes))
+        claims_lost_by_a_later_mask += int((of_all[inside] != expected).sum())
+    assert claims_lost_by_a_later_mask > 0
 
 
 def test_an_object_that_no_anchor_touches_claims_none(rpn):

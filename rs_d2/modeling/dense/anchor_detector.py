@@ -302,7 +302,7 @@ def _at_most(limit: int, count: Any) -> Any:
 
 def _anchors(cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
     sizes = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES)
-    if sizes not in (1, len(shapes)):
+    if sizes not in (0, 1, len(shapes)):  # none: they follow the strides
         raise UserError(
             f"MODEL.ANCHOR_GENERATOR.SIZES: sizes for {sizes} levels, but"
             f" MODEL.RETINANET.IN_FEATURES has {len(shapes)}"

@@ -13,7 +13,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor
 
 from rs_d2.criterion.candidates import Candidates, find_positives
@@ -30,7 +31,8 @@ class RSRPN(RPN):
     """RPN whose every anchor that is not ignored enters the ranking of the whole batch.
 
     Anchors are positive from the upper IoU threshold on, or where a ground truth overlaps them most
-    and by at least ``MODEL.RPN.LOW_QUALITY_MIN_IOU``. Anchors centred in batch padding are ignored.
+    and by at least ``MODEL.RPN.LOW_QUALITY_MIN_IOU``. Anchors centred in batch padding are ignored,
+    and with ``MODEL.RPN.BOUNDARY_THRESH`` of 0 or more those that cross the border by more pixels.
     All loss terms are multiplied by ``MODEL.RPN.LOSS_WEIGHT`` (published: 0.20).
     """
 
@@ -57,25 +59,40 @@ class RSRPN(RPN):
         ret["sampler"] = rpn.SAMPLER
         return ret
 
-    def _subsample_labels(self, label: Tensor) -> Tensor:
-        return super()._subsample_labels(label) if self.sampler == "random" else label
-
     @torch.no_grad()
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Label each image's anchors 1, 0 or -1 (ignored), and give each its ground-truth box.
 
+        Without a sampler, ignored anchors are left out before matching, so that a ground truth
+        claims the best of the others.
+
         Returns:
             N label tensors [A] and N tensors [A, 4] of boxes, XYXY, absolute pixels.
         """
-        gt_labels, gt_boxes = super().label_and_sample_anchors(anchors, gt_instances)
-        if self.sampler == "none":
-            all_anchors = Boxes.cat(anchors).tensor
-            for labels, instances in zip(gt_labels, gt_instances, strict=True):
-                beyond = centers_beyond(all_anchors, instances.image_size, PAD_MULTIPLE)
-                labels.masked_fill_(beyond, -1)
+        if self.sampler == "random":
+            return super().label_and_sample_anchors(anchors, gt_instances)
+        all_anchors = Boxes.cat(anchors)
+        gt_labels, gt_boxes = [], []
+        for instances in gt_instances:
+            ignored = self._ignored(all_anchors, instances.image_size)
+            iou = retry_if_cuda_oom(pairwise_iou)(instances.gt_boxes, all_anchors)
+            iou.masked_fill_(ignored.to(iou.device), 0)  # too little for any claim
+            index, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
+            gt_labels.append(labels.to(ignored.device).masked_fill_(ignored, -1))
+            if len(instances) > 0:
+                gt_boxes.append(instances.gt_boxes.tensor[index])
+            else:
+                gt_boxes.append(torch.zeros_like(all_anchors.tensor))
         return gt_labels, gt_boxes
+
+    def _ignored(self, anchors: Boxes, image_size: tuple[int, int]) -> Tensor:
+        """Anchors centred in batch padding or, with ``BOUNDARY_THRESH``, across the border."""
+        ignored = centers_beyond(anchors.tensor, image_size, PAD_MULTIPLE)
+        if self.anchor_boundary_thresh >= 0:
+            ignored |= ~anchors.inside_box(image_size, self.anchor_boundary_thresh)
+        return ignored
 
     def losses(
         self,
