@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from rs_d2.config import is_dense, num_classes_key
+from rs_d2.config import architecture_of, num_classes_key
 
 
 @pytest.fixture(scope="module")
@@ -56,5 +56,8 @@ def test_the_detector_trains_and_detects(page):
 
 
 def test_programs_know_a_detector_of_the_users_as_dense(page):
-    assert is_dense(page["cfg"])
+    architecture = architecture_of(page["cfg"])  # that of AnchorDenseDetector
+    assert [stage.name for stage in architecture.stages] == ["dense"]
+    assert architecture.is_exportable
+    assert architecture.title(page["cfg"]) == "RS-MiddleDetector"
     assert num_classes_key(page["cfg"]) == "MODEL.RETINANET.NUM_CLASSES"
