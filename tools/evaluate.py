@@ -28,6 +28,7 @@ from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.cli import ProgramParser, positive_int, run_program
 from rs_d2.utils.d2_compat import require_detectron2
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import make_folder
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         evaluation = evaluate_detections(truth, found, args.iou_type, args.engine, args.max_dets)
     summary = evaluation.summary
     flat = {name: None if math.isnan(summary[name]) else summary[name] for name in METRICS}
+    make_folder(args.output.parent, "--output")
     with atomic_write(args.output, "w") as file:
         file.write(json.dumps(flat, indent=2) + "\n")
     _show(evaluation.engine, summary)

@@ -24,12 +24,17 @@ _HARMLESS = {  # what arrays are pickled with; "numpy." is left out
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # torch's word for a class that is not on its list
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Content of a file that ``torch.save`` wrote, on the CPU.
 
     Only tensors and plain types are read (``weights_only``): a pickle that would run code is
-    refused. Tensors are mapped into memory, so that those that nobody looks at, such as the
-    optimizer's, are never read. :func:`write_checkpoint` may replace the file meanwhile.
+    refused.
+
+    Args:
+        path: of the file.
+        mmap: map the tensors into memory, so that those that nobody looks at, such as the
+            optimizer's, are never read. The file must not be written in place while they live;
+            :func:`write_checkpoint` may replace it.
 
     Raises:
         UserError: The file is missing, no checkpoint, or more than tensors and plain types.
@@ -37,8 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist" if not Path(path).exists() else f"{path}: no file")
     try:
-        is_zip = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         named = _REFUSED.search(str(error))
         if named is None:

@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from rs_d2.engine.solver import check_batch, scale_solver
 from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.d2_compat import silence_torch
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import make_folder
 
 
 def prepare(
@@ -74,12 +74,7 @@ def prepare(
     notes += [] if eval_only else count_epochs(cfg)
     _check_data(cfg, eval_only)
     check_weights(cfg, resume=resume, eval_only=eval_only)
-    try:
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({error.strerror})"
-        ) from error
+    make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
     return cfg, notes
 

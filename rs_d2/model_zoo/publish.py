@@ -16,6 +16,7 @@ from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
 from rs_d2.model_zoo.api import HASH_LENGTH
 from rs_d2.model_zoo.rows import Measurement
 from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.folders import make_folder
 
 _TASKS = {"bbox": "box", "segm": "mask"}
 _SHOWN = ("AP", "AP50", "AP75", "APr", "APc", "APf", "oLRP")
@@ -44,6 +45,7 @@ def write_published(
     torch.save({"model": _plain(state), ENTRY: _as_read(about.to_entry())}, content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()[:HASH_LENGTH]
     path = folder / f"{name}-{digest}.pth"
+    make_folder(path.parent, "OUT_FOLDER")
     with atomic_write(path) as file:
         file.write(content.getbuffer())
     return path

@@ -196,7 +196,7 @@ def _read(path: str) -> dict[str, Any] | None:
     if Path(path).suffix == ".pkl":
         check_pickle(path)
         return None
-    return read_checkpoint(path)
+    return read_checkpoint(path, mmap=True)
 
 
 def _config(

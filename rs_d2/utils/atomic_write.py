@@ -24,7 +24,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
     Devices and pipes, such as ``/dev/stdout``, are written as they come.
 
     Args:
-        path: of the file; its folder is made if needed.
+        path: of the file; its folder must be there.
         mode: "wb", or "w" for text in UTF-8.
 
     Raises:
@@ -38,7 +38,6 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
             with open(target, mode, encoding=encoding) as file:
                 yield file
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{uuid.uuid4().hex[:12]}.part")
         try:
             with open(partial, mode.replace("w", "x"), encoding=encoding) as file:

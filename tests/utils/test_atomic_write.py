@@ -16,7 +16,7 @@ def mode_of(path):
 
 @pytest.mark.parametrize(("mode", "content"), [("wb", b"\x00\xff"), ("w", "zwölf\n")])
 def test_a_file_appears_with_its_content_and_nothing_else(tmp_path, mode, content):
-    path = tmp_path / "new" / "x"
+    path = tmp_path / "x"
     with atomic_write(path, mode) as file:
         file.write(content)
         assert not path.exists()
@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    for path in (tmp_path / "file" / "x", tmp_path):  # below a file, and a folder itself
+    for path in (tmp_path / "file" / "x", tmp_path / "missing" / "x", tmp_path):
         with (
             pytest.raises(UserError, match=f"{path} cannot be written"),
             atomic_write(path) as file,
