@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from rs_d2.config import architecture_of, num_classes_key
+from rs_d2.config import architecture_of, architectures, num_classes_key
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def page():
             exec(compile(code, "docs/extending.md", "exec"), names)
     yield names
     META_ARCH_REGISTRY._obj_map.pop("MiddleDetector")
+    architectures._ARCHITECTURES.pop("MiddleDetector")
 
 
 def test_the_head_is_thirty_lines_and_learns(page):
@@ -59,5 +60,6 @@ def test_programs_know_a_detector_of_the_users_as_dense(page):
     architecture = architecture_of(page["cfg"])  # that of AnchorDenseDetector
     assert [stage.name for stage in architecture.stages] == ["dense"]
     assert architecture.is_exportable
-    assert architecture.title(page["cfg"]) == "RS-MiddleDetector"
+    assert page["inherited"].title(page["cfg"]) == "RS-MiddleDetector"
+    assert architecture.title(page["cfg"]) == "Middles"
     assert num_classes_key(page["cfg"]) == "MODEL.RETINANET.NUM_CLASSES"

@@ -44,7 +44,9 @@ def prepare(
 
         data = OwnData("train.json", "images/", "val.json", "images/")
         cfg, notes = prepare("quick/rs_mask_rcnn_own_data", {"SOLVER.MAX_ITER": 200}, data)
-        RSTrainer(cfg).train()
+        trainer = RSTrainer(cfg)
+        trainer.resume_or_load()
+        trainer.train()
 
     Args:
         config: path of a config file, or name of a packaged one; empty: Detectron2's defaults.
