@@ -63,7 +63,7 @@ def config_from_text(text: str, source: str, opts: Sequence[str] = ()) -> CfgNod
 
 
 def find_config(name: str) -> str:
-    """Find a config file: a path as it is, or else one relative to the packaged configs.
+    """Find a config file: a path, or else a name among the packaged configs, ".yaml" or not.
 
     Raises:
         UserError: There is no such file; names the nearest of the packaged ones.
@@ -72,8 +72,9 @@ def find_config(name: str) -> str:
         return name
     packaged = config_dir()
     for folder in (packaged, packaged.parent):  # with and without the leading "configs/"
-        if (folder / name).is_file():
-            return str(folder / name)
+        for path in (folder / name, folder / f"{name}.yaml"):
+            if path.is_file():
+                return str(path)
     known = [str(path.relative_to(packaged)) for path in packaged.glob("**/*.yaml")]
     raise UserError(f"--config-file: {name} does not exist{did_you_mean(name, known)}")
 

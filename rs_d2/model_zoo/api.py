@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER_VARIABLE = "RS_D2_MODEL_ZOO"
-_HASH_LENGTH = 8  # hexadecimal digits, as in torch.hub's file names
+HASH_LENGTH = 8  # hexadecimal digits, as in torch.hub's file names
 
 
 def list_models() -> list[str]:
@@ -96,7 +96,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     cfg.MODEL.DEVICE = choose_device(device)
     model = build_model(cfg)
     if trained:
-        load_for_evaluation(cfg, model, resume=False)
+        load_for_evaluation(cfg, model)
     return model
 
 
@@ -112,7 +112,7 @@ def short_hash(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()[:_HASH_LENGTH]
+    return digest.hexdigest()[:HASH_LENGTH]
 
 
 def _known(name: str) -> str:
@@ -125,7 +125,7 @@ def _known(name: str) -> str:
 
 def _hash_of(path: Path, stem: str) -> str:
     """The hash in a file's name; empty if it is no ``STEM-HASH.pth``."""
-    match = re.fullmatch(rf"{re.escape(stem)}-([0-9a-f]{{{_HASH_LENGTH}}})\.pth", path.name)
+    match = re.fullmatch(rf"{re.escape(stem)}-([0-9a-f]{{{HASH_LENGTH}}})\.pth", path.name)
     return match[1] if match else ""
 
 
