@@ -97,7 +97,11 @@ def _merge_file(cfg: CfgNode, path: str) -> set[str]:
     try:
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
     except yaml.YAMLError as error:
-        raise UserError(_explain_yaml(error, path)) from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path} is not valid yaml"
+        if mark is not None:
+            where = f"{mark.name}, line {mark.line + 1}: {error.problem}"
+        raise UserError(f"--config-file: {where}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config-file: {path} or one of its bases: {error}") from error
     except (TypeError, AttributeError, AssertionError) as error:  # no mapping of keys to values
@@ -127,10 +131,3 @@ def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
     if wrong := _WRONG_TYPE.search(text):
         return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
     return f"{culprit} is not valid: {text}"
-
-
-def _explain_yaml(error: yaml.YAMLError, path: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"--config-file: {path} is not valid yaml"
-    return f"--config-file: {mark.name}, line {mark.line + 1}: {error.problem}"

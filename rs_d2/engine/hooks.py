@@ -177,7 +177,9 @@ class KeepBest(HookBase):
         if not self._sign * value > self._best:  # NaN is never best
             return
         self._best = self._sign * value
-        tag = self._checkpointer.get_checkpoint_file() if self._has_checkpoint() else ""
+        tag = (
+            self._checkpointer.get_checkpoint_file() if self._checkpointer.has_checkpoint() else ""
+        )
         iteration = self.trainer.iter
         self._checkpointer.save(BEST, results=results, iteration=iteration)
         if tag:
@@ -185,9 +187,6 @@ class KeepBest(HookBase):
         note = {"metric": self._metric, "value": value, "iteration": iteration}
         self._path.write_text(json.dumps(note, indent=1) + "\n")
         _logger.info("%s is %.3f, the best so far: saved as %s.pth", self._metric, value, BEST)
-
-    def _has_checkpoint(self) -> bool:
-        return self._checkpointer.has_checkpoint()
 
     def _value(self, results: Mapping[str, Any]) -> float:
         found: Any = results

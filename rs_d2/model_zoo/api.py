@@ -64,7 +64,12 @@ def get_checkpoint_path(name: str) -> Path:
     hashed = [path for path in stem.parent.glob("*.pth") if _hash_of(path, stem.name)]
     if hashed:
         newest = max(hashed, key=lambda path: path.stat().st_mtime)
-        _check_hash(newest, _hash_of(newest, stem.name))
+        found, expected = short_hash(newest), _hash_of(newest, stem.name)
+        if found != expected:
+            raise UserError(
+                f"{newest} is damaged: its SHA-256 begins with {found}, not {expected};"
+                " remove it, or fetch it again"
+            )
         return newest
     plain = stem.with_name(f"{stem.name}.pth")
     if plain.is_file():
@@ -127,12 +132,3 @@ def _hash_of(path: Path, stem: str) -> str:
     """The hash in a file's name; empty if it is no ``STEM-HASH.pth``."""
     match = re.fullmatch(rf"{re.escape(stem)}-([0-9a-f]{{{HASH_LENGTH}}})\.pth", path.name)
     return match[1] if match else ""
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    found = short_hash(path)
-    if found != expected:
-        raise UserError(
-            f"{path} is damaged: its SHA-256 begins with {found}, not {expected};"
-            " remove it, or fetch it again"
-        )

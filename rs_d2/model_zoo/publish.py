@@ -41,8 +41,10 @@ def write_published(
     Raises:
         UserError: It cannot be written.
     """
+    # As json gives it: pickle's bytes depend on which equal strings are one object.
+    entry = json.loads(json.dumps(about.to_entry()))
     content = io.BytesIO()
-    torch.save({"model": _plain(state), ENTRY: _as_read(about.to_entry())}, content)
+    torch.save({"model": _plain(state), ENTRY: entry}, content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()[:HASH_LENGTH]
     path = folder / f"{name}-{digest}.pth"
     make_folder(path.parent, "OUT_FOLDER")
@@ -85,8 +87,3 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         sys.intern(name): state[name].detach().cpu().contiguous().clone() for name in sorted(state)
     }
-
-
-def _as_read(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry as json gives it: pickle's bytes depend on which equal strings are one object."""
-    return json.loads(json.dumps(entry))
