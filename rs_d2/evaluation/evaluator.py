@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
@@ -17,16 +17,19 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from rs_d2.coco.ground_truth import ground_truth_from
+from rs_d2.coco.fill_missing import add_categories
+from rs_d2.coco.ground_truth import ground_truth_of
+from rs_d2.coco.reading import AnnotationFile, read_to_evaluate
 from rs_d2.coco.records import (
     Detections,
     GroundTruth,
     concatenate,
+    indices_of,
     no_detections,
     object_array,
-    places,
 )
-from rs_d2.coco.results import as_results
+from rs_d2.coco.rle import encode_mask
+from rs_d2.coco.writing import as_results
 from rs_d2.evaluation.evaluate import (
     FREQUENCY_METRICS,
     METRICS,
@@ -84,13 +87,13 @@ class ArrayEvaluator(DatasetEvaluator):
         self._report, self._train_sets, self._fixed_ap = report, train_sets, fixed_ap
         self._imbalance_file = imbalance_file
         self._metadata = MetadataCatalog.get(dataset_name)
-        content, source = self._read()
-        self._do_evaluation = bool(content.get("annotations"))  # test sets have none
-        category_ids = self._category_ids(content)
-        self._ground_truth = ground_truth_from(
-            _completed(content, category_ids), self.style, source
-        )
-        self._categories = places(self._ground_truth.category_ids, [*category_ids])
+        file = self._read()
+        self._do_evaluation = bool(file.annotations)  # test sets have none
+        category_ids = self._category_ids(file.categories)
+        wanted = [{"id": identity, "name": name} for identity, name in category_ids.items()]
+        categories = add_categories(file.categories, wanted)
+        self._ground_truth = ground_truth_of(replace(file, categories=categories), self.style)
+        self._categories = indices_of([*category_ids], self._ground_truth.category_ids)
         self.reset()
 
     @property
@@ -170,20 +173,22 @@ class ArrayEvaluator(DatasetEvaluator):
             write_report(self._output_dir, evaluations, self._name, root, counts, row)
         return results
 
-    def _read(self) -> tuple[dict[str, Any], str]:
-        """The content of the ground-truth json, and its name."""
-        path = Path(PathManager.get_local_path(self._metadata.json_file))
-        return json.loads(path.read_text()), str(path)
+    def _read(self) -> AnnotationFile:
+        """The ground-truth json."""
+        file = read_to_evaluate(PathManager.get_local_path(self._metadata.json_file))
+        if file.left_out:
+            _logger.warning("%s: left out %s", file.path, file.left_out)
+        return file
 
-    def _default_category_ids(self, content: Mapping[str, Any]) -> dict[int, str]:
+    def _default_category_ids(self, categories: Sequence[dict]) -> dict[int, str]:
         """Ids of the contiguous classes where the metadata has no mapping."""
         raise NotImplementedError
 
-    def _category_ids(self, content: Mapping[str, Any]) -> dict[int, str]:
+    def _category_ids(self, categories: Sequence[dict]) -> dict[int, str]:
         """Name by category id, in the order of the contiguous classes."""
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if id_map is None:
-            return self._default_category_ids(content)
+            return self._default_category_ids(categories)
         names = self._metadata.get("thing_classes")
         return {
             identity: str(identity) if names is None else names[index]
@@ -191,8 +196,8 @@ class ArrayEvaluator(DatasetEvaluator):
         }
 
     def _columns(self, image_id: Any, instances: Instances) -> Detections:
-        place = int(places(self._ground_truth.image_ids, [image_id])[0])
-        if place < 0:
+        index = int(indices_of([image_id], self._ground_truth.image_ids)[0])
+        if index < 0:
             raise UserError(f"{self._name}: image {image_id} is not in the ground truth")
         classes = instances.pred_classes.numpy()
         if classes.min() < 0 or classes.max() >= len(self._categories):
@@ -209,8 +214,8 @@ class ArrayEvaluator(DatasetEvaluator):
             )
         rles = None
         if instances.has("pred_masks") and (self._tasks is None or "segm" in self._tasks):
-            rles = _encode(instances.pred_masks.numpy())
-        images = np.full(len(scores), place)
+            rles = object_array([encode_mask(mask) for mask in instances.pred_masks.numpy()])
+        images = np.full(len(scores), index)
         return Detections(images, self._categories[classes], scores, boxes.astype(float), rles)
 
     def _evaluate(self, detections: Detections, task: str) -> Evaluation:
@@ -237,16 +242,3 @@ class ArrayEvaluator(DatasetEvaluator):
         with path.open("w") as file:
             json.dump(as_results(detections, self._ground_truth), file)
         _logger.info("results saved to %s", path)
-
-
-def _completed(content: dict[str, Any], category_ids: Mapping[int, str]) -> dict[str, Any]:
-    """The content with the classes of the model that a file with fewer lacks."""
-    present = {category["id"] for category in content["categories"]}
-    added = [{"id": i, "name": name} for i, name in category_ids.items() if i not in present]
-    return {"annotations": [], **content, "categories": [*content["categories"], *added]}
-
-
-def _encode(masks: np.ndarray) -> np.ndarray:
-    """[N] run lengths of masks [N, H, W]."""
-    stacked = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)
-    return object_array(mask_util.encode(stacked))
