@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "rs_d2" / "version.py").rea
 
 EXTRAS = {
     "digits": ["scikit-learn>=1.3"],  # the demo's data set
-    "evaluation": ["hotcoco>=1.3,<2", "matplotlib"],  # fast AP, the report
+    "evaluation": ["hotcoco>=1.3,<2", "jinja2>=3", "matplotlib"],  # fast AP, the report
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],  # models as ONNX files, and running them
     "lvis": ["lvis>=0.5.3"],  # LVIS evaluation without hotcoco; brings opencv-python
     "dev": [
@@ -53,5 +53,5 @@ setup(
     extras_require=EXTRAS,
     packages=[*find_packages(include=["rs_d2", "rs_d2.*"]), "rs_d2.configs"],
     package_dir={"rs_d2.configs": "configs"},  # the yaml files, beside the package in a checkout
-    package_data={"rs_d2.configs": ["**/*.yaml"]},
+    package_data={"rs_d2.configs": ["**/*.yaml"], "rs_d2.report": ["*.j2"]},
 )

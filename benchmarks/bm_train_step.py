@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from rs_d2.config.load import find_config, load_config
-from rs_d2.criterion.criterion import CrossEntropyCriterion, FocalCriterion, RankSortCriterion
+from rs_d2.criterion import Criterion
 
 LOSSES = ("baseline", "rank_sort")
 COLUMNS = ("model", "positives", "baseline s", "rank_sort s", "step ratio")
@@ -47,7 +47,7 @@ class LossClock:
         self.seconds, self.positives = 0.0, 0
         self._device, self._running = device, False
         for module in model.modules():
-            if isinstance(module, (CrossEntropyCriterion, FocalCriterion, RankSortCriterion)):
+            if isinstance(module, Criterion):
                 module.forward = partial(self._run, module.forward)
         if isinstance(model, RetinaNet):
             model.losses = partial(self._run, model.losses)
@@ -97,8 +97,8 @@ def dense_config(architecture: str, loss: str, *, as_published: bool = False) ->
     name = f"configs/COCO-Detection/{architecture}_R_50_FPN_1x.yaml"
     cfg = load_config(find_config(name), opts)[0]
     if not as_published:
-        anchors = load_config(find_config(ranked), opts)[0].MODEL.ANCHOR_GENERATOR.SIZES
-        cfg.MODEL.ANCHOR_GENERATOR.SIZES = anchors
+        anchors = load_config(find_config(ranked), opts)[0].MODEL.ANCHOR_GENERATOR
+        cfg.MODEL.ANCHOR_GENERATOR = anchors
     return cfg
 
 

@@ -10,11 +10,17 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from rs_d2.criterion.balancing import ValueBalancer
-from rs_d2.criterion.criterion import RankSortCriterion
-from rs_d2.criterion.labels import iou_labels
-from rs_d2.criterion.weights import WEIGHTS
-from rs_d2.losses.boxes import giou_loss
+from rs_d2.criterion import (
+    BALANCERS,
+    BOX_LOSSES,
+    LABELS,
+    RANKINGS,
+    WEIGHTS,
+    Candidates,
+    Criterion,
+    Task,
+    find_positives,
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -24,13 +30,11 @@ class RankSortRetinaNet(RetinaNet):
     @configurable
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.criterion = RankSortCriterion(
-            num_classes=self.num_classes,
-            delta=0.5,
-            label_function=iou_labels,
-            weight_function=WEIGHTS["score"],
-            box_loss=giou_loss,
-            balancer=ValueBalancer(),
+        self.criterion = Criterion(
+            ranking=RANKINGS["rank_sort"](num_classes=self.num_classes),
+            label=LABELS["iou"],
+            weight=WEIGHTS["score"],
+            tasks={"box": Task(BOX_LOSSES["giou"], BALANCERS["value"]())},
         )
 
     def losses(
@@ -43,10 +47,14 @@ class RankSortRetinaNet(RetinaNet):
     ) -> dict[str, Any]:
         """Arguments as in the base class."""
         labels = torch.stack(gt_labels).flatten()
-        positive = ((labels >= 0) & (labels < self.num_classes)).nonzero().squeeze(1)
+        positives = find_positives(labels, self.num_classes)
         all_anchors = Boxes.cat(anchors).tensor.repeat(len(gt_labels), 1)
-        deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[positive]
-        pred_boxes = self.box2box_transform.apply_deltas(deltas, all_anchors[positive])
-        logits = torch.cat(pred_logits, dim=1).flatten(0, 1)
-        target_boxes = torch.cat(gt_boxes)[positive]
-        return self.criterion(logits, labels, pred_boxes, target_boxes).losses
+        deltas = torch.cat(pred_anchor_deltas, dim=1).flatten(0, 1)[positives]
+        candidates = Candidates(
+            logits=torch.cat(pred_logits, dim=1).flatten(0, 1),
+            gt_classes=labels,
+            positives=positives,
+            pred_boxes=self.box2box_transform.apply_deltas(deltas, all_anchors[positives]),
+            gt_boxes=torch.cat(gt_boxes)[positives],
+        )
+        return self.criterion(candidates).losses

@@ -99,11 +99,13 @@ def test_the_flagship_has_the_published_settings():
     for head in (cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD):
         assert dict(head.CRITERION) == {
             "LOSS": "rank_sort",
-            "DELTA": 0.5,
+            "DELTA": None,  # its own: 0.5
             "LABELS": "iou",
             "WEIGHTS": "score",
             "BOX_LOSS": "giou",
-            "BALANCE": "value",
+            "BALANCE": None,  # its own: value
+            "BALANCE_PERIOD": 0,
+            "GLOBAL": False,
         }
 
 

@@ -7,11 +7,16 @@ from helpers.doc_blocks import blocks
 
 pytest.importorskip("detectron2")
 
+from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from rs_d2 import add_rs_config
 from rs_d2.config import is_dense, num_classes_key
+from rs_d2.config.check import check_config
+from rs_d2.criterion import BALANCERS, LABELS, Candidates
+from rs_d2.modeling.build import build_box_criterion
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +29,7 @@ def page():
             exec(compile(code, "docs/extending.md", "exec"), names)
     yield names
     META_ARCH_REGISTRY._obj_map.pop("MiddleDetector")
+    del LABELS["centre"], BALANCERS["half"]
 
 
 def test_the_head_is_thirty_lines_and_learns(page):
@@ -39,6 +45,23 @@ def test_the_head_takes_a_batch_without_objects(page):
     losses = page["head"](page["features"], [torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2)
     sum(losses.values()).backward()
     assert [float(loss) for loss in losses.values()] == [0.0, 0.0, 0.0]
+
+
+def test_a_label_and_a_balance_of_the_users_are_named_in_yaml(page, tmp_path):
+    ((_, text),) = blocks("extending.md", "yaml")
+    (tmp_path / "own.yaml").write_text(text)
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "own.yaml"))
+    check_config(cfg)
+    criterion = build_box_criterion(cfg)
+    boxes = torch.tensor([[0.0, 0, 30, 40], [0, 0, 30, 40]])
+    moved = boxes + torch.tensor([[0.0], [10.0]])
+    classes, rows = torch.tensor([1, 0]), torch.tensor([0, 1])
+    candidates = Candidates(torch.zeros(2, 80), classes, rows, moved, boxes)
+    torch.testing.assert_close(criterion.label(candidates), torch.tensor([1, 1 - 200**0.5 / 50]))
+    output = criterion(candidates)
+    torch.testing.assert_close(output.losses["box"], output.reference / 2)
 
 
 def test_the_detector_trains_and_detects(page):

@@ -37,6 +37,12 @@ print(json.dumps({
     "heads": flagship.MODEL.ROI_HEADS.NAME,
 }))
 """
+RENDER = """
+import json
+from rs_d2.report import page
+print(json.dumps({"title": page._TEMPLATES.get_template("page.html.j2").name}))
+"""
+DATA = {p.relative_to(REPO).as_posix() for p in (REPO / "rs_d2").rglob("*.*") if p.is_file()}
 CONFIGS = {path.relative_to(REPO).as_posix() for path in REPO.glob("configs/**/*.yaml")}
 
 
@@ -101,6 +107,17 @@ def test_wheel_has_every_config_and_only_our_package(wheel):
     names = set(wheel.namelist())
     assert {f"rs_d2/{path}" for path in CONFIGS} <= names
     assert {name.split("/")[0] for name in names} == {"rs_d2", f"rs_d2-{__version__}.dist-info"}
+
+
+def test_wheel_has_every_file_of_the_package(wheel):
+    ours = {path for path in DATA if "__pycache__" not in path}
+    assert "rs_d2/report/page.html.j2" in ours
+    assert ours - set(wheel.namelist()) == set()
+
+
+def test_installed_package_finds_the_page_of_its_report(installed, tmp_path):
+    pytest.importorskip("detectron2")
+    assert run_installed(installed, tmp_path, RENDER) == {"title": "page.html.j2"}
 
 
 def test_installed_package_finds_its_configs(installed, tmp_path):

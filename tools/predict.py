@@ -77,9 +77,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what was done; returns the exit code."""
     require_detectron2()
+    from rs_d2.engine.setup import silence_torch
     from rs_d2.prediction import inputs as sources
     from rs_d2.prediction import runner as prediction
-    from rs_d2.engine.setup import silence_torch
     from rs_d2.prediction.predictor import Predictor
 
     silence_torch()

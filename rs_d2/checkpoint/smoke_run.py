@@ -13,17 +13,28 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from rs_d2.criterion.balancing import Balancer
 from rs_d2.utils.errors import UserError
 
 
 def model_shapes(cfg: CfgNode) -> dict[str, torch.Size]:
-    """Shapes of all tensors in the state dict of a config's model; no memory is taken for them."""
+    """Shapes of all weights of a config's model; no memory is taken for them.
+
+    What balancers remember of a training is in the state dict, too, but is no weight.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "meta", ""
     with torch.device("meta"):
         model = build_model(cfg)
-    return {name: value.shape for name, value in model.state_dict().items()}
+    balancers = tuple(
+        f"{name}." for name, module in model.named_modules() if isinstance(module, Balancer)
+    )
+    return {
+        name: value.shape
+        for name, value in model.state_dict().items()
+        if not name.startswith(balancers)
+    }
 
 
 def detect_on_cpu(cfg: CfgNode, state: Mapping[str, Tensor], image: np.ndarray) -> Instances:

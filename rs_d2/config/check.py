@@ -19,7 +19,7 @@ from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from fvcore.common.registry import Registry
 
 from rs_d2.config.architectures import is_dense, lookup
-from rs_d2.config.defaults import CHOICES
+from rs_d2.config.defaults import CHOICES, OPEN_KEYS
 from rs_d2.utils.errors import UserError, did_you_mean
 
 _CLIP_TYPES = ("value", "norm", "full_model")
@@ -72,7 +72,7 @@ def check_choices(cfg: Any) -> None:
     """
     for key, allowed in CHOICES.items():
         value = lookup(cfg, key)
-        if value not in allowed:
+        if value not in allowed and not (value is None and key in OPEN_KEYS):
             raise UserError(f"{key}: '{value}' is not one of {', '.join(allowed)}")
     for key in (
         "MODEL.RPN.LOW_QUALITY_MIN_IOU",
@@ -83,14 +83,25 @@ def check_choices(cfg: Any) -> None:
             raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
     for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         key = f"MODEL.{head}.CRITERION.DELTA"
-        if not 0 <= lookup(cfg, key) < float("inf"):
-            raise UserError(f"{key}: {lookup(cfg, key)} is not a number >= 0")
+        delta = lookup(cfg, key)
+        if delta is not None and not (_is_number(delta) and 0 <= delta < float("inf")):
+            raise UserError(f"{key}: {delta} is not a number >= 0")
+        key = f"MODEL.{head}.CRITERION.BALANCE_PERIOD"
+        if lookup(cfg, key) < 0:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not at least 0")
+    weight = cfg.MODEL.DENSE_HEAD.SEPARATION_BOX_WEIGHT
+    if weight is not None and not (_is_number(weight) and weight >= 0):
+        raise UserError(f"MODEL.DENSE_HEAD.SEPARATION_BOX_WEIGHT: {weight} is not a number >= 0")
     if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
         value = cfg.MODEL.RETINANET.PRIOR_PROB
         raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
     for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
         if lookup(cfg, key) < 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_clip_type(cfg: CfgNode) -> None:

@@ -10,34 +10,38 @@ norm, prior, box weights, focal loss, thresholds of the test.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-# Allowed values of every key that is a closed list; ``check_choices`` enforces them.
-CHOICES: dict[str, tuple[str, ...]] = {
+from rs_d2.criterion.balancing import BALANCERS
+from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.ranking import RANKINGS
+from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES
+from rs_d2.criterion.weights import WEIGHTS
+
+# Allowed values of every key that names one of several; where they come from a registry, an entry
+# that somebody adds to it is allowed at once. ``check_choices`` enforces them; None stands for the
+# choice that the loss itself makes.
+CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.RPN.SAMPLER": ("none", "random"),
     "MODEL.ROI_HEADS.SAMPLER": ("none", "random"),
-    "MODEL.RPN.CRITERION.LOSS": ("rank_sort", "cross_entropy"),
-    "MODEL.ROI_BOX_HEAD.CRITERION.LOSS": ("rank_sort", "cross_entropy"),
-    "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": ("dice", "cross_entropy"),
-    "MODEL.RPN.CRITERION.LABELS": ("iou", "binary"),
-    "MODEL.ROI_BOX_HEAD.CRITERION.LABELS": ("iou", "binary"),
-    "MODEL.RPN.CRITERION.WEIGHTS": ("score", "iou", "none"),
-    "MODEL.ROI_BOX_HEAD.CRITERION.WEIGHTS": ("score", "iou", "none"),
+    "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": MASK_LOSSES,
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
-    "MODEL.RPN.CRITERION.BOX_LOSS": ("giou", "iou"),
-    "MODEL.ROI_BOX_HEAD.CRITERION.BOX_LOSS": ("giou", "iou"),
-    "MODEL.RPN.CRITERION.BALANCE": ("value", "constant"),
-    "MODEL.ROI_BOX_HEAD.CRITERION.BALANCE": ("value", "constant"),
-    "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": ("value", "constant"),
-    "MODEL.DENSE_HEAD.CRITERION.LOSS": ("rank_sort", "focal"),
-    "MODEL.DENSE_HEAD.CRITERION.LABELS": ("iou", "binary"),
-    "MODEL.DENSE_HEAD.CRITERION.WEIGHTS": ("score", "iou", "none"),
-    "MODEL.DENSE_HEAD.CRITERION.BOX_LOSS": ("giou", "iou"),
-    "MODEL.DENSE_HEAD.CRITERION.BALANCE": ("value", "constant"),
+    "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
     "TEST.EVALUATOR_ENGINE": ("auto", "hotcoco", "reference"),
 }
+for _head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
+    CHOICES |= {
+        f"MODEL.{_head}.CRITERION.LOSS": RANKINGS,
+        f"MODEL.{_head}.CRITERION.LABELS": LABELS,
+        f"MODEL.{_head}.CRITERION.WEIGHTS": WEIGHTS,
+        f"MODEL.{_head}.CRITERION.BOX_LOSS": BOX_LOSSES,
+        f"MODEL.{_head}.CRITERION.BALANCE": BALANCERS,
+    }
+# Keys that may be None.
+OPEN_KEYS = frozenset(key for key in CHOICES if key.endswith(".BALANCE") and "MASK" not in key)
 
 
 def add_rs_config(cfg: Any) -> None:
@@ -51,6 +55,7 @@ def add_rs_config(cfg: Any) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
+    _add_anchor_keys(cfg)
     _add_assignment_keys(cfg)
     _add_training_keys(cfg)
 
@@ -58,25 +63,37 @@ def add_rs_config(cfg: Any) -> None:
 def _detection_criterion(node: type) -> Any:
     """The node shared by every head that scores boxes."""
     criterion = node()
-    # rank_sort: Rank & Sort Loss over class-wise sigmoid logits, no background column.
-    # cross_entropy: Detectron2's baseline (softmax with a background column in the box head).
-    # focal, in place of it in dense heads: their baseline, with a branch that predicts centerness
-    # (ATSS) or IoU (PAA); the keys below but BOX_LOSS are ignored then.
+    # rank_sort: Rank & Sort Loss over class-wise sigmoid logits, no background column. ap, alrp:
+    # the rankings it is compared with; alrp brings a box term of its own. cross_entropy:
+    # Detectron2's baseline (softmax with a background column in the box head, a sigmoid in the
+    # RPN). sigmoid_cross_entropy: class-wise. focal: in dense heads with a branch that predicts
+    # centerness (ATSS) or IoU (PAA). The last three ignore LABELS, WEIGHTS and BALANCE.
     criterion.LOSS = "rank_sort"
     # Half width of the ramp that smooths the step function, in logits ("delta_RS" in the paper,
-    # which found 0.50 best of 0.25 to 1.0). 0 is the hard step.
-    criterion.DELTA = 0.5
-    # Label of a positive. iou: IoU of its decoded box with its ground truth, detached, in (0, 1].
-    # binary: 1, which leaves nothing to sort. cross_entropy ignores this key.
+    # which found 0.50 best of 0.25 to 1.0). 0 is the hard step. None: what the loss was published
+    # with, 0.5 for rank_sort, 1.0 for ap and alrp.
+    criterion.DELTA = None
+    # Label of a positive, in (0, 1], detached. iou: IoU of its decoded box with its ground truth.
+    # dice: Dice coefficient of its mask, where the head predicts one. iou_dice: their mean. binary:
+    # 1, which leaves nothing to sort. Only rank_sort reads this key.
     criterion.LABELS = "iou"
     # Weight w_i of a positive in the box loss sum(w_i L_i) / sum(w_i). score: its largest class
-    # score; iou: IoU of its decoded box; none: 1. All detached. cross_entropy ignores this key.
+    # score; iou: IoU of its decoded box; centerness: of its anchor; none: 1. All detached.
     criterion.WEIGHTS = "score"
     # Loss L_i of a positive's decoded box. giou: 1 - GIoU, in [0, 2]; iou: 1 - IoU, in [0, 1].
     criterion.BOX_LOSS = "giou"
     # Task balance of the box loss. value: times (ranking + sorting) / box loss, detached, so that
-    # both tasks have equal value; constant: left as it is. cross_entropy ignores this key.
-    criterion.BALANCE = "value"
+    # both tasks have equal value. magnitude: so that the gradients in the logits and in the box
+    # outputs have equal L1 norms. constant: times a constant (MODEL.RPN.BBOX_REG_LOSS_WEIGHT,
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT, MODEL.DENSE_HEAD.BOX_LOSS_WEIGHT). epoch: times a
+    # factor from the means over an epoch, aLRP's. None: what the loss was published with, epoch for
+    # alrp, else value.
+    criterion.BALANCE = None
+    # Iterations of an epoch for the balance of that name. 0: an epoch of the training set.
+    criterion.BALANCE_PERIOD = 0
+    # One ranking over the candidates of all processes, equal to that of one process with the whole
+    # batch, by exchanging a few kilobytes. False: each process ranks its own, as published.
+    criterion.GLOBAL = False
     return criterion
 
 
@@ -88,8 +105,10 @@ def _mask_criterion(node: type) -> Any:
     criterion.LOSS = "dice"
     # box_head: the box head's instance weights w_i, same normalisation; none: plain mean.
     criterion.WEIGHTS = "box_head"
-    # value: scaled to the box head's ranking + sorting; constant: left as it is.
+    # value: scaled to the box head's ranking + sorting; constant: unchanged; the others as in the
+    # box head, magnitude with the masks' logits as the outputs.
     criterion.BALANCE = "value"
+    criterion.BALANCE_PERIOD = 0
     return criterion
 
 
@@ -101,14 +120,24 @@ def _dense_head(node: type) -> Any:
     head.ASSIGN_TOPK = 9
     # PAA: anchors of at least this IoU with an object, in (0, 1], are its candidates.
     head.CANDIDATE_MIN_IOU = 0.1
-    # Weight of the box loss with focal loss (published: ATSS 2.0, PAA 1.3), and in the sum of
-    # losses by which PAA separates positives from negatives (1.0 with Rank & Sort Loss).
+    # Weight of the box loss with focal loss (published: ATSS 2.0, PAA 1.3) and with
+    # CRITERION.BALANCE constant.
     head.BOX_LOSS_WEIGHT = 1.0
+    # PAA: weight of the box loss in the sum by which positives are separated from negatives. None:
+    # BOX_LOSS_WEIGHT.
+    head.SEPARATION_BOX_WEIGHT = None
     # Weight of the loss of the branch that focal loss brings (published: ATSS 1.0, PAA 0.5).
     head.QUALITY_LOSS_WEIGHT = 1.0
     # PAA: replace each detection's box by a mean of the boxes around it.
     head.SCORE_VOTING = True
     return head
+
+
+def _add_anchor_keys(cfg: Any) -> None:
+    # OctaveAnchorGenerator: anchors of each level have the sizes OCTAVE_BASE_SCALE * stride *
+    # 2^(q / SCALES_PER_OCTAVE) pixels, q = 0 ... SCALES_PER_OCTAVE - 1. Only where SIZES is empty.
+    cfg.MODEL.ANCHOR_GENERATOR.OCTAVE_BASE_SCALE = 4.0
+    cfg.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = 3
 
 
 def _add_assignment_keys(cfg: Any) -> None:

@@ -1,4 +1,7 @@
-"""Weights of positives in the box and mask losses, all detached."""
+"""Weights of positives in the losses of the other tasks, all detached.
+
+A weight is ``(candidates) -> [P]``. Add one of your own with ``@WEIGHTS.register("name")``.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,51 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rs_d2.ops.boxes import aligned_iou
+from rs_d2.criterion.candidates import Candidates
+from rs_d2.losses.kernel.processes import are_joined, total
+from rs_d2.ops.boxes import aligned_iou, centerness
+from rs_d2.utils.registry import Registry
 
-WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def score_weights(logits: Tensor, pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Largest class-wise sigmoid score of each positive, whatever its own class.
-
-    Args:
-        logits: [P, K].
-        pred_boxes: [P, 4], unused.
-        gt_boxes: [P, 4], unused.
-
-    Returns:
-        [P], in (0, 1); empty for P = 0.
-    """
-    return logits.detach().float().amax(dim=1).sigmoid()
+Weight = Callable[[Candidates], Tensor]
+WEIGHTS: Registry[Weight] = Registry("weight")
 
 
-def iou_weights(logits: Tensor, pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """IoU of each positive's decoded box (XYXY) with its ground truth, [P] in [0, 1]."""
-    return aligned_iou(pred_boxes.detach(), gt_boxes)
+@WEIGHTS.register("score")
+def score_weight(candidates: Candidates) -> Tensor:
+    """Largest class-wise sigmoid score of each positive, whatever its own class, [P] in (0, 1)."""
+    return candidates.positive_logits.detach().float().amax(dim=1).sigmoid()
 
 
-def uniform_weights(logits: Tensor, pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+@WEIGHTS.register("iou")
+def iou_weight(candidates: Candidates) -> Tensor:
+    """IoU of each positive's decoded box with its ground truth, [P] in [0, 1]."""
+    return aligned_iou(candidates.pred_boxes.detach(), candidates.gt_boxes)
+
+
+@WEIGHTS.register("centerness")
+def centerness_weight(candidates: Candidates) -> Tensor:
+    """How near each positive's anchor is to the middle of its ground truth, [P] in [0, 1]."""
+    return centerness(candidates.anchors, candidates.gt_boxes)
+
+
+@WEIGHTS.register("gt_quality")
+def gt_quality_weight(candidates: Candidates) -> Tensor:
+    """What a branch is to predict as the quality of each positive, [P]; 1 without that branch."""
+    if candidates.gt_quality is None:
+        return uniform_weight(candidates)
+    return candidates.gt_quality
+
+
+@WEIGHTS.register("none")
+def uniform_weight(candidates: Candidates) -> Tensor:
     """1 for every positive, [P]."""
-    return torch.ones_like(pred_boxes[:, 0])
-
-
-WEIGHTS: dict[str, WeightFunction] = {
-    "score": score_weights,
-    "iou": iou_weights,
-    "none": uniform_weights,
-}
+    return torch.ones_like(candidates.positives, dtype=torch.float32)
 
 
 def weighted_mean(values: Tensor, weights: Tensor, eps: float = 1e-10) -> Tensor:
     """``sum(w_i v_i) / sum(w_i)``; the divisor is 1 where the weights sum to less than ``eps``.
+
+    Inside ``rs_d2.losses.across_processes`` both sums run over the positives of all processes.
 
     Args:
         values: [P].
@@ -54,5 +64,7 @@ def weighted_mean(values: Tensor, weights: Tensor, eps: float = 1e-10) -> Tensor
     Returns:
         A scalar; a zero attached to ``values`` for P = 0.
     """
-    total = weights.sum()
-    return (weights * values).sum() / total.where(total >= eps, torch.ones_like(total))
+    weighted, weight = (weights * values).sum(), weights.sum()
+    if are_joined():
+        weighted, weight = total(torch.stack([weighted, weight.to(weighted.dtype)])).unbind()
+    return weighted / weight.where(weight >= eps, torch.ones_like(weight))

@@ -1,11 +1,12 @@
-"""Detections painted on an image: boxes, translucent masks and labels, fast enough for video."""
+"""Boxes, translucent masks and labels painted on a picture, fast enough for video."""
 
 from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.structures import Instances
@@ -16,7 +17,45 @@ _LONG_SIDE = 4096  # at most so far: a strip would become too large to be encode
 _MASK_OPACITY = 0.45
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
-Color = tuple[int, int, int]
+Color = tuple[int, int, int]  # RGB
+
+
+class MaskPart(NamedTuple):
+    """Bool pixels [h, w] of a mask, whose first is that of row ``top``, column ``left``."""
+
+    pixels: np.ndarray
+    left: int
+    top: int
+
+
+def paint(
+    picture: Image.Image,
+    boxes: np.ndarray,
+    colors: Sequence[Color],
+    labels: Sequence[Sequence[str]],
+    masks: Iterable[MaskPart | None] = (),
+    scale: int = 1,
+) -> None:
+    """Paint objects into a picture, later ones on top of earlier ones.
+
+    Args:
+        picture: RGB, is changed.
+        boxes: [N, 4], XYXY, pixels of the image.
+        colors: [N].
+        labels: [N], the parts of each label, written one after the other. Parts that return, such
+            as class names, are written once and then copied.
+        masks: [N], or none at all.
+        scale: how many times the picture is as large as the image.
+    """
+    for mask, color in zip(masks, colors, strict=False):
+        if mask is not None and mask.pixels.any():
+            _paint_mask(picture, mask, scale, color)
+    corners = (boxes * scale).tolist()
+    pen, width = ImageDraw.Draw(picture), max(2, round(min(picture.size) / 300))
+    for box, color in zip(corners, colors, strict=True):
+        pen.rectangle(box, outline=color, width=width)
+    for box, label, color in zip(corners, labels, colors, strict=True):
+        _paint_label(picture, pen, box, label, color)
 
 
 def paint_instances(
@@ -27,29 +66,25 @@ def paint_instances(
     Args:
         image: uint8 [H, W, 3], RGB; not changed.
         instances: on the CPU, with ``pred_boxes`` (XYXY, pixels), ``scores``, ``pred_classes`` and,
-            where there are masks, ``pred_masks`` [N, H, W].
+            where there are masks, ``pred_masks`` [N, H, W], of which only the box is painted.
         class_names: by class.
 
     Returns:
         uint8 picture, RGB; of the image's size, or a multiple of it as long as the short side has
         at most 400 pixels and the long side 4096.
     """
-    order = instances.scores.argsort(stable=True).tolist()
-    boxes = instances.pred_boxes.tensor.numpy()
-    classes = instances.pred_classes.tolist()
-    picture, scale = _enlarged(image)
+    order = instances.scores.argsort(stable=True)
+    boxes = instances.pred_boxes.tensor[order].numpy()
+    classes, scores = instances.pred_classes[order].tolist(), instances.scores[order].tolist()
+    masks: Iterable[MaskPart] = ()
     if instances.has("pred_masks"):
-        masks = instances.pred_masks.numpy()
-        for i in order:
-            _paint_mask(picture, masks[i], boxes[i], scale, class_color(classes[i]))
-    corners = (boxes * scale).tolist()
-    pen, width = ImageDraw.Draw(picture), max(2, round(min(picture.size) / 300))
-    for i in order:
-        pen.rectangle(corners[i], outline=class_color(classes[i]), width=width)
-    scores = instances.scores.tolist()
-    for i in order:
-        words = (f"{class_names[classes[i]]} ", f"{scores[i]:.2f}")
-        _paint_label(picture, pen, corners[i], words, class_color(classes[i]))
+        whole = instances.pred_masks.numpy()
+        masks = (_cut(whole[i], box) for i, box in zip(order.tolist(), boxes, strict=True))
+    labels = [
+        (f"{class_names[k]} ", f"{score:.2f}") for k, score in zip(classes, scores, strict=True)
+    ]
+    picture, scale = _enlarged(image)
+    paint(picture, boxes, [class_color(k) for k in classes], labels, masks, scale)
     return np.asarray(picture)
 
 
@@ -72,22 +107,23 @@ def _enlarged(image: np.ndarray) -> tuple[Image.Image, int]:
     return picture.resize((width * scale, height * scale), Image.Resampling.BICUBIC), scale
 
 
-def _paint_mask(
-    picture: Image.Image, mask: np.ndarray, box: np.ndarray, scale: int, color: Color
-) -> None:
-    """Blend a mask and its outline into the picture; only the mask's box is looked at."""
+def _cut(mask: np.ndarray, box: np.ndarray) -> MaskPart:
+    """What a mask [H, W] has in its box and a pixel around it."""
     left, top = (max(math.floor(value) - 1, 0) for value in box[:2])
-    right, bottom = (math.ceil(value) + 1 for value in box[2:])
-    part = mask[top:bottom, left:right]
-    if not part.any():
-        return
+    right, bottom = (max(math.ceil(value) + 1, 0) for value in box[2:])
+    return MaskPart(mask[top:bottom, left:right], left, top)
+
+
+def _paint_mask(picture: Image.Image, mask: MaskPart, scale: int, color: Color) -> None:
+    """Blend a mask and its outline into the picture."""
+    pixels = mask.pixels
     if scale > 1:
-        size = (part.shape[1] * scale, part.shape[0] * scale)
-        grown = Image.fromarray(part.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-        part = np.asarray(grown) > 127
-    opacity = part * np.uint8(round(255 * _MASK_OPACITY))
-    opacity[_outline(part)] = 255
-    picture.paste(color, (left * scale, top * scale), Image.fromarray(opacity))
+        size = (pixels.shape[1] * scale, pixels.shape[0] * scale)
+        grown = Image.fromarray(pixels.astype(np.uint8) * 255)
+        pixels = np.asarray(grown.resize(size, Image.Resampling.BILINEAR)) > 127
+    opacity = pixels * np.uint8(round(255 * _MASK_OPACITY))
+    opacity[_outline(pixels)] = 255
+    picture.paste(color, (mask.left * scale, mask.top * scale), Image.fromarray(opacity))
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
@@ -124,6 +160,7 @@ def _paint_label(
 @lru_cache(maxsize=4096)
 def _written(word: str, size: int) -> Image.Image:
     """A word's opacity; all of one size have one height. To write it costs more than to paste."""
+    word = "".join(letter if letter.isprintable() else " " for letter in word)
     font = _font(size)
     _, top, _, bottom = font.getbbox("Agjl_")
     image = Image.new("L", (math.ceil(font.getlength(word)), math.ceil(bottom - top)))

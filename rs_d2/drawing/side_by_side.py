@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -20,25 +19,17 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.structures import BoxMode, Instances
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from rs_d2.coco.rle import to_rle
+from rs_d2.drawing.painter import MaskPart, class_color, paint, paint_instances
 
 _SHORT_SIDE = 400  # smaller images are enlarged to it, in pixels
 _SHEET_CELL = 300  # height of a picture on the sheet, in pixels
 _STRIP = 28  # height of the line of titles, in pixels
 _SPACE = 8
-
-
-class _Objects(NamedTuple):
-    """What to draw on one image, in its enlarged pixels."""
-
-    boxes: np.ndarray  # [N, 4], XYXY
-    masks: list[Any] | None  # per object: polygons, or a bitmap [H, W]
-    classes: list[int]
-    scores: list[float] | None
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, folder: Path) -> list[Path]:
@@ -78,19 +69,19 @@ def draw_images(
     Returns:
         The files written, the overview last.
     """
-    targets = [_read_targets(entry) for entry in chosen]
     predictions = _predict(cfg, model, chosen)
-    threshold = _threshold(predictions, sum(len(target.classes) for target in targets))
-    predictions = [_at_least(entry, threshold) for entry in predictions]
+    threshold = _threshold(predictions, sum(len(_objects(entry)) for entry in chosen))
     titles = ("ground truth", f"{_model_title(cfg)}, score >= {threshold:.2f}")
     folder.mkdir(parents=True, exist_ok=True)
     pairs, files = [], []
-    for entry, target, prediction in zip(chosen, targets, predictions, strict=True):
+    for entry, found in zip(chosen, predictions, strict=True):
         image = _read_enlarged(entry)
-        pair = _beside([_overlay(image, objects, class_names) for objects in (target, prediction)])
-        pairs.append(pair)
+        found = found[found.scores >= threshold]
+        right = Image.fromarray(paint_instances(np.asarray(image), found, class_names))
+        _paint_objects(image, entry, class_names)
+        pairs.append(_beside(image, right))
         files.append(folder / f"{len(files):02d}_{Path(entry['file_name']).stem}.png")
-        _with_titles(pair, titles).save(files[-1])
+        _with_titles(pairs[-1], titles).save(files[-1])
     files.append(folder / "overview.png")
     _sheet(pairs, titles).save(files[-1])
     return files
@@ -99,11 +90,11 @@ def draw_images(
 def spread_images(dataset_dicts: Sequence[dict], count: int) -> list[dict]:
     """Pick ``count`` images at even distances, of those with objects if there are any."""
     candidates = [entry for entry in dataset_dicts if entry.get("annotations")] or dataset_dicts
-    places = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
-    return [candidates[round(place)] for place in places]
+    indices = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
+    return [candidates[round(index)] for index in indices]
 
 
-def _predict(cfg: CfgNode, model: nn.Module, dataset_dicts: Sequence[dict]) -> list[_Objects]:
+def _predict(cfg: CfgNode, model: nn.Module, dataset_dicts: Sequence[dict]) -> list[Instances]:
     """Run the model image by image; it pastes boxes and masks at the enlarged size."""
     if isinstance(model, DistributedDataParallel):  # the other processes take no part
         model = model.module
@@ -111,93 +102,63 @@ def _predict(cfg: CfgNode, model: nn.Module, dataset_dicts: Sequence[dict]) -> l
     predictions = []
     with inference_context(model), torch.no_grad():
         for entry in dataset_dicts:
-            height, width = _enlarged_size(entry)
+            width, height = _enlarged_size(entry)
             inputs = {**mapper(entry), "height": height, "width": width}
-            predictions.append(_from_instances(model([inputs])[0]["instances"].to("cpu")))
+            predictions.append(model([inputs])[0]["instances"].to("cpu"))
     return predictions
 
 
-def _from_instances(instances: Instances) -> _Objects:
-    masks = list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None
-    return _Objects(
-        instances.pred_boxes.tensor.numpy(),
-        masks,
-        instances.pred_classes.tolist(),
-        instances.scores.tolist(),
-    )
-
-
-def _threshold(predictions: Sequence[_Objects], count: int) -> float:
+def _threshold(predictions: Sequence[Instances], count: int) -> float:
     """Score of the ``count``-th best prediction of all images together; 0 if there are fewer."""
-    scores = sorted((score for entry in predictions for score in entry.scores), reverse=True)
+    scores = sorted((s for found in predictions for s in found.scores.tolist()), reverse=True)
     return scores[count - 1] if 0 < count <= len(scores) else 0.0
 
 
-def _at_least(objects: _Objects, threshold: float) -> _Objects:
-    kept = [i for i, score in enumerate(objects.scores) if score >= threshold]
-    return _Objects(
-        objects.boxes[kept],
-        None if objects.masks is None else [objects.masks[i] for i in kept],
-        [objects.classes[i] for i in kept],
-        [objects.scores[i] for i in kept],
+def _objects(entry: dict) -> list[dict]:
+    """Annotations of an image, crowds left out."""
+    return [note for note in entry.get("annotations", ()) if not note.get("iscrowd", 0)]
+
+
+def _paint_objects(picture: Image.Image, entry: dict, class_names: Sequence[str]) -> None:
+    """Paint the ground truth of an image into its enlarged picture, the smallest on top."""
+    scale = np.array(picture.size) / (entry["width"], entry["height"])
+    notes = _objects(entry)
+    boxes = [BoxMode.convert(note["bbox"], note["bbox_mode"], BoxMode.XYXY_ABS) for note in notes]
+    boxes = np.array(boxes, dtype=float).reshape(-1, 4) * np.tile(scale, 2)
+    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")
+    notes, classes = [notes[i] for i in order], [notes[i]["category_id"] for i in order]
+    paint(
+        picture,
+        boxes[order],
+        [class_color(k) for k in classes],
+        [(class_names[k],) for k in classes],
+        [_enlarged_mask(note.get("segmentation"), scale, picture.size) for note in notes],
     )
 
 
-def _read_targets(entry: dict) -> _Objects:
-    """Read the ground truth of an image, crowds left out, and enlarge it with the image."""
-    height, width = _enlarged_size(entry)
-    scale = np.array([width / entry["width"], height / entry["height"]])
-    objects = [note for note in entry.get("annotations", ()) if not note.get("iscrowd", 0)]
-    boxes = [BoxMode.convert(note["bbox"], note["bbox_mode"], BoxMode.XYXY_ABS) for note in objects]
-    masks = None
-    if objects and all("segmentation" in note for note in objects):
-        masks = [_enlarge_mask(note["segmentation"], scale, (height, width)) for note in objects]
-    return _Objects(
-        np.array(boxes, dtype=float).reshape(-1, 4) * np.tile(scale, 2),
-        masks,
-        [note["category_id"] for note in objects],
-        None,
-    )
-
-
-def _enlarge_mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> Any:
-    if isinstance(segmentation, dict):  # run lengths
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-        bitmap = mask_util.decode(segmentation)
-        return cv2.resize(bitmap, size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
-    return [(np.reshape(polygon, (-1, 2)) * scale).reshape(-1) for polygon in segmentation]
+def _enlarged_mask(segmentation: Any, scale: np.ndarray, size: tuple[int, int]) -> MaskPart | None:
+    """A mask of polygons or run lengths, grown to a width and height; None where there is none."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        mask = Image.fromarray(mask_util.decode(to_rle(segmentation, *segmentation["size"])))
+        return MaskPart(np.asarray(mask.resize(size, Image.Resampling.NEAREST)) > 0, 0, 0)
+    polygons = [(np.reshape(polygon, (-1, 2)) * scale).ravel().tolist() for polygon in segmentation]
+    return MaskPart(mask_util.decode(to_rle(polygons, *size[::-1])) > 0, 0, 0)
 
 
 def _enlarged_size(entry: dict) -> tuple[int, int]:
+    """Width and height."""
     factor = max(1.0, _SHORT_SIDE / min(entry["height"], entry["width"]))
-    return round(entry["height"] * factor), round(entry["width"] * factor)
+    return round(entry["width"] * factor), round(entry["height"] * factor)
 
 
-def _read_enlarged(entry: dict) -> np.ndarray:
-    image = read_image(entry["file_name"], format="RGB")
-    return cv2.resize(image, _enlarged_size(entry)[::-1], interpolation=cv2.INTER_CUBIC)
+def _read_enlarged(entry: dict) -> Image.Image:
+    image = Image.fromarray(read_image(entry["file_name"], format="RGB"))
+    return image.resize(_enlarged_size(entry), Image.Resampling.BICUBIC)
 
 
-def _overlay(image: np.ndarray, objects: _Objects, class_names: Sequence[str]) -> np.ndarray:
-    palette = colormap(rgb=True, maximum=1)
-    labels = [class_names[label] for label in objects.classes]
-    if objects.scores is not None:
-        labels = [
-            f"{label} {score:.2f}" for label, score in zip(labels, objects.scores, strict=True)
-        ]
-    drawn = Visualizer(image).overlay_instances(
-        boxes=objects.boxes,
-        masks=objects.masks,
-        labels=labels,
-        assigned_colors=[palette[label % len(palette)] for label in objects.classes],
-        alpha=0.3,
-    )
-    return drawn.get_image()
-
-
-def _beside(images: Sequence[np.ndarray]) -> Image.Image:
-    left, right = (Image.fromarray(image) for image in images)
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
     pair = Image.new("RGB", (left.width + _SPACE + right.width, left.height), "white")
     pair.paste(left, (0, 0))
     pair.paste(right, (left.width + _SPACE, 0))

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from rs_d2.config import is_dense
-from rs_d2.criterion.balancing import BALANCERS
+from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
 from rs_d2.utils.errors import UserError
 
@@ -82,7 +82,7 @@ class BalanceCoefficients(HookBase):
         self._handles = [
             module.register_forward_hook(partial(self._keep, name.removeprefix("module.")))
             for name, module in self.trainer.model.named_modules()
-            if isinstance(module, tuple(BALANCERS.values()))
+            if isinstance(module, Balancer)
         ]
 
     def after_step(self) -> None:

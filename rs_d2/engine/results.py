@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from rs_d2.drawing.side_by_side import draw_predictions
 from rs_d2.evaluation import METRICS
 
 _logger = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any]) -> None:
     if results:
         metrics = write_metrics(folder / "metrics.json", results)
         lines += ["", format_table(metrics), ""]
-        _draw(cfg, model, folder / "predictions")
+        draw_predictions(cfg, model, folder / "predictions")
     lines += [f"{label:<22}{path}" for label, path in _outputs(cfg, folder) if path.exists()]
-    logging.getLogger(__name__).info("Results\n" + "\n".join(lines))
+    _logger.info("Results\n" + "\n".join(lines))
     if results and cfg.TEST.EXPECTED_RESULTS:
         # a task that is missing (masks switched off) is a difference, not a KeyError
         verify_results(cfg, defaultdict(dict, results))
@@ -76,15 +77,6 @@ def format_table(metrics: Mapping[str, Any]) -> str:
     cells = [[label, *(_cell(row.get(column)) for column in columns)] for label, row in rows]
     alignment = ["left", *("right" for _ in columns)]
     return tabulate(cells, ["", *columns], disable_numparse=True, colalign=alignment)
-
-
-def _draw(cfg: CfgNode, model: nn.Module, folder: Path) -> None:
-    try:
-        from rs_d2.drawing.side_by_side import draw_predictions  # needs OpenCV, which is optional
-    except ImportError as error:
-        _logger.warning("no pictures: %s (pip install opencv-python)", error)
-        return
-    draw_predictions(cfg, model, folder)
 
 
 def _outputs(cfg: CfgNode, folder: Path) -> Iterator[tuple[str, Path]]:

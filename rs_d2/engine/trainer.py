@@ -33,6 +33,7 @@ from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
 from rs_d2.engine.solver import build_optimizer
 from rs_d2.evaluation import build_evaluator
 from rs_d2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
+from rs_d2.report.run import report_of_run
 from rs_d2.utils.d2_compat import create_ddp_model
 from rs_d2.utils.errors import UserError
 
@@ -191,9 +192,10 @@ class RSTrainer(DefaultTrainer):
         Args:
             cfg: config.
             dataset_name: registered name.
-            folder: where it writes the detections, relative to the output folder.
+            folder: where it writes the detections and the report, relative to the output folder.
         """
-        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, folder))
+        folder = os.path.join(cfg.OUTPUT_DIR, folder)
+        return build_evaluator(cfg, dataset_name, folder, report_of_run(cfg, dataset_name))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The average precision of every class, by the package that computes it.
 
-Both engines get the same images, classes and objects under ids of our own, so any id of the user's
-will do: strings, zero, gaps.
+Every engine gets its images, classes and objects under ids that we number from 1, so any id will do
+in the user's file: strings, zero, gaps.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _pycocotools(
 def run_pycocotools(
     ground_truth: GroundTruth, detections: Detections, iou_type: str, max_dets: float
 ) -> Any:
-    """The `COCOeval` of pycocotools after its work; ids are places plus one."""
+    """The `COCOeval` of pycocotools after its work; ids are indices plus one."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -179,7 +179,7 @@ def _lvis(
 def run_lvis(
     ground_truth: GroundTruth, detections: Detections, iou_type: str, max_dets: float
 ) -> Any:
-    """The `LVISEval` of lvis after its work; ids are places plus one, unless it caps."""
+    """The `LVISEval` of lvis after its work; ids are indices plus one, unless it caps."""
     patch_numpy_for_lvis()
     from lvis import LVIS, LVISEval, LVISResults
 
@@ -207,7 +207,7 @@ def _coco_caps(detections: Detections, max_dets: float) -> list[int]:
 
 
 def _dataset(ground_truth: GroundTruth, iou_type: str) -> dict[str, Any]:
-    """The ground truth as an engine reads it; ids are places plus one."""
+    """The ground truth as an engine reads it; ids are indices plus one."""
     return {
         "info": {},
         "images": _image_entries(ground_truth),

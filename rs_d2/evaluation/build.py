@@ -8,9 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
-from rs_d2.criterion.imbalance import IMBALANCE_FILE
 from rs_d2.evaluation.coco import RSCOCOEvaluator
-from rs_d2.evaluation.evaluator import ArrayEvaluator
+from rs_d2.evaluation.evaluator import ArrayEvaluator, Report
 from rs_d2.evaluation.lvis import RSLVISEvaluator
 from rs_d2.utils.d2_compat import patch_numpy_for_lvis
 from rs_d2.utils.errors import UserError
@@ -22,7 +21,9 @@ EVALUATORS: dict[str, type[ArrayEvaluator]] = {  # by `evaluator_type`
 _STOCK: dict[str, type[DatasetEvaluator]] = {"coco": COCOEvaluator, "lvis": LVISEvaluator}
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str, report: Report | None = None
+) -> DatasetEvaluator:
     """The evaluator of a data set: boxes, and masks where model and ground truth have them.
 
     Models that only propose regions get Detectron2's evaluator, which measures their recall. With
@@ -32,6 +33,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         cfg: config with `MODEL.MASK_ON` and the keys of `TEST`.
         dataset_name: name in Detectron2's catalogs; `evaluator_type` of its metadata decides.
         output_folder: where the results are written.
+        report: what writes about the evaluation, see ``ArrayEvaluator``; ``RSTrainer`` gives
+            ``rs_d2.report.run.report_of_run``.
 
     Raises:
         UserError: The data set has no or an unknown `evaluator_type`.
@@ -57,8 +60,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         tasks,
         output_dir=output_folder,
         engine=cfg.TEST.EVALUATOR_ENGINE,
-        report=cfg.TEST.REPORT,
-        train_sets=cfg.DATASETS.TRAIN,
-        imbalance_file=Path(cfg.OUTPUT_DIR) / IMBALANCE_FILE,
         fixed_ap=cfg.TEST.FIXED_AP,
+        report=report,
     )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from detectron2.data.datasets.coco import convert_to_coco_json
 
 from rs_d2.coco.reading import AnnotationFile
-from rs_d2.coco.records import Detections
 from rs_d2.evaluation.evaluate import Evaluation
 from rs_d2.evaluation.evaluator import ArrayEvaluator
 from rs_d2.utils.errors import UserError
@@ -35,8 +34,8 @@ class RSCOCOEvaluator(ArrayEvaluator):
         names = {category["id"]: category["name"] for category in categories}
         return {i: names.get(i, str(i)) for i in range(max(names, default=-1) + 1)}
 
-    def _numbers(self, evaluation: Evaluation, detections: Detections) -> dict[str, float]:
-        numbers = super()._numbers(evaluation, detections)
+    def _numbers(self, evaluation: Evaluation) -> dict[str, float]:
+        numbers = super()._numbers(evaluation)
         names = evaluation.ground_truth.names
         if len(names) > 1 and self._metadata.get("thing_classes") is not None:
             per_class = zip(names, evaluation.class_ap().tolist(), strict=True)

@@ -20,11 +20,12 @@ METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN"),
 )
-FREQUENCY_METRICS = ("APr", "APc", "APf", "oLRPr", "oLRPc", "oLRPf")
 MAX_DETS = {"coco": 100, "lvis": 300}  # of an image and class; of an image
 FIXED_AP_PER_CLASS = 10_000
 
-_AP50, _AP75 = 0, 5  # places of IoU 0.50 and 0.75
+_AP50, _AP75 = 0, 5  # indices of IoU 0.50 and 0.75
+_SIZES = tuple(enumerate(AREAS))[1:]
+_GROUPS = {"r": "rare", "c": "common", "f": "frequent", "": "all"}
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Evaluation:
         values["AR"] = _mean(recall[..., 0])
         return values | {f"AR{name[0]}": _mean(recall[..., a]) for a, name in _SIZES}
 
-    def class_ap(self, iou_place: int | None = None) -> np.ndarray:
+    def class_ap(self, iou_index: int | None = None) -> np.ndarray:
         """[K] AP in percent over all IoU thresholds, or at one of the ten; NaN without objects."""
-        chosen = slice(None) if iou_place is None else slice(iou_place, iou_place + 1)
+        chosen = slice(None) if iou_index is None else slice(iou_index, iou_index + 1)
         values = self.precision.precision[chosen, :, :, 0]
         empty = (values < 0).all(axis=(0, 1))  # an engine states a class as a whole
         return np.where(empty, np.nan, 100 * values.mean(axis=(0, 1)))
@@ -82,8 +83,11 @@ class Evaluation:
         """[K] bool."""
         return self.matches.num_objects[0] > 0
 
-
-_SIZES = tuple(enumerate(AREAS))[1:]
+    def frequency_groups(self) -> dict[str, np.ndarray]:
+        """[K] bool by name, of the groups that have objects; "all" are classes without a group."""
+        frequencies, present = self.ground_truth.frequencies, self.classes_with_objects()
+        groups = {name: present & (frequencies == key) for key, name in _GROUPS.items()}
+        return {name: classes for name, classes in groups.items() if classes.any()}
 
 
 def evaluate_detections(
@@ -116,10 +120,12 @@ def evaluate_detections(
     engine = choose_engine(engine, ground_truth.style)
     if max_dets is None:
         max_dets = MAX_DETS[ground_truth.style]
-    kept = _counted(ground_truth, detections, max_dets)
-    counted = detections.select(kept)
+    kept = np.arange(len(detections))
     if ground_truth.style == "lvis":
-        max_dets = math.inf  # applied
+        kept = cap_per_image(detections, max_dets)
+        stated = ground_truth.is_known(detections.images[kept], detections.categories[kept])
+        kept, max_dets = kept[stated], math.inf  # the cap has been applied
+    counted = detections.select(kept)
     precision = average_precision(ground_truth, counted, iou_type, engine, max_dets)
     matches = match(ground_truth, counted, iou_type, max_dets).renumbered(kept)
     return Evaluation(
@@ -143,12 +149,12 @@ def evaluate_fixed_ap(
     return evaluate_detections(ground_truth, detections.select(chosen), iou_type, engine, math.inf)
 
 
-def _counted(ground_truth: GroundTruth, detections: Detections, max_dets: float) -> np.ndarray:
-    """Places of the detections that LVIS looks at, in their order; in COCO's form, all."""
-    if ground_truth.style == "coco":
-        return np.arange(len(detections))
-    kept = cap_per_image(detections, max_dets)
-    return kept[ground_truth.is_known(detections.images[kept], detections.categories[kept])]
+def stated_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The summary, without the numbers by frequency where no category has one."""
+    if any(evaluation.ground_truth.frequencies):
+        return dict(evaluation.summary)
+    by_frequency = {f"{metric}{group}" for metric in ("AP", "oLRP") for group in FREQUENCIES}
+    return {name: v for name, v in evaluation.summary.items() if name not in by_frequency}
 
 
 def _check_masks(ground_truth: GroundTruth, detections: Detections, iou_type: str) -> None:

@@ -1,18 +1,19 @@
-"""What the COCO and the LVIS evaluator share: a model's outputs to columns, columns to numbers."""
+"""The seam to Detectron2 that the COCO and the LVIS evaluator share.
+
+It keeps what a model found, gathers it from all processes, saves it and hands it to
+``rs_d2.evaluation.evaluate``, which knows neither files nor processes.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
@@ -20,26 +21,19 @@ from detectron2.utils.logger import create_small_table
 from rs_d2.coco.fill_missing import add_categories
 from rs_d2.coco.ground_truth import ground_truth_of
 from rs_d2.coco.reading import AnnotationFile, read_to_evaluate
-from rs_d2.coco.records import (
-    Detections,
-    GroundTruth,
-    concatenate,
-    indices_of,
-    no_detections,
-    object_array,
-)
-from rs_d2.coco.rle import encode_mask
+from rs_d2.coco.records import Detections, GroundTruth, concatenate, indices_of, no_detections
 from rs_d2.coco.writing import as_results
 from rs_d2.evaluation.evaluate import (
-    FREQUENCY_METRICS,
     METRICS,
     Evaluation,
     evaluate_detections,
     evaluate_fixed_ap,
+    stated_metrics,
 )
 from rs_d2.evaluation.gathering import gather_detections
-from rs_d2.report.class_counts import counts_of_metadata
-from rs_d2.utils.errors import UserError
+from rs_d2.evaluation.instances import detections_of_instances
+
+Report = Callable[[Path, Mapping[str, Evaluation]], object]
 
 _logger = logging.getLogger(__name__)
 
@@ -59,10 +53,9 @@ class ArrayEvaluator(DatasetEvaluator):
         engine: "auto", "hotcoco" or "reference".
         max_dets_per_image: cap of an image and class (COCO) or of an image (LVIS); None: the
             official one.
-        report: write `report.html` and `per_class_{task}.csv`.
-        train_sets: names of the training sets, whose class counts the report shows.
-        imbalance_file: json with a row of the imbalance table, shown by the report if it exists.
         fixed_ap: add the numbers without a cap per image, named `{metric}_fixed`.
+        report: called in the first process with ``output_dir`` and the evaluation of each task,
+            such as ``rs_d2.report.run.report_of_run`` gives.
     """
 
     style = ""
@@ -76,16 +69,13 @@ class ArrayEvaluator(DatasetEvaluator):
         *,
         engine: str = "auto",
         max_dets_per_image: int | None = None,
-        report: bool = False,
-        train_sets: Sequence[str] = (),
-        imbalance_file: Path | None = None,
         fixed_ap: bool = False,
+        report: Report | None = None,
     ) -> None:
         self._name, self._tasks, self._distributed = dataset_name, tasks, distributed
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._engine, self._max_dets = engine, max_dets_per_image
-        self._report, self._train_sets, self._fixed_ap = report, train_sets, fixed_ap
-        self._imbalance_file = imbalance_file
+        self._engine, self._max_dets, self._fixed_ap = engine, max_dets_per_image, fixed_ap
+        self._report = report
         self._metadata = MetadataCatalog.get(dataset_name)
         file = self._read()
         self._do_evaluation = bool(file.annotations)  # test sets have none
@@ -131,7 +121,15 @@ class ArrayEvaluator(DatasetEvaluator):
             self._num_images += 1
             instances = output["instances"].to("cpu")
             if len(instances):
-                self._parts.append(self._columns(entry["image_id"], instances))
+                found = detections_of_instances(
+                    instances,
+                    entry["image_id"],
+                    self._ground_truth,
+                    self._categories,
+                    with_masks=self._tasks is None or "segm" in self._tasks,
+                    source=self._name,
+                )
+                self._parts.append(found)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Numbers in percent, task by task; see ``Evaluation.summary``."""
@@ -155,22 +153,18 @@ class ArrayEvaluator(DatasetEvaluator):
             detections = no_detections(with_masks=True)
         masks = detections.rles is not None and self._ground_truth.has_masks
         tasks = self._tasks or (("bbox", "segm") if masks else ("bbox",))
-        evaluations = {task: self._evaluate(detections, task) for task in tasks}
-        results = {task: self._numbers(e, detections) for task, e in evaluations.items()}
+        evaluations = {
+            task: evaluate_detections(
+                self._ground_truth, detections, task, self._engine, self._max_dets
+            )
+            for task in tasks
+        }
+        results = {task: self._numbers(evaluation) for task, evaluation in evaluations.items()}
         for task, numbers in results.items():
             shown = {name: numbers[name] for name in METRICS if name in numbers}
             _logger.info("%s %s, percent:\n%s", self._name, task, create_small_table(shown))
-        if self._report and self._output_dir is not None:
-            from rs_d2.report.page import write_report  # needs matplotlib
-
-            counts = counts_of_metadata(
-                [MetadataCatalog.get(name) for name in self._train_sets], self._ground_truth
-            )
-            root = self._metadata.get("image_root")
-            file, row = self._imbalance_file, None
-            if file is not None and file.is_file():
-                row = json.loads(file.read_text())
-            write_report(self._output_dir, evaluations, self._name, root, counts, row)
+        if self._report is not None and self._output_dir is not None:
+            self._report(self._output_dir, evaluations)
         return results
 
     def _read(self) -> AnnotationFile:
@@ -195,45 +189,13 @@ class ArrayEvaluator(DatasetEvaluator):
             for identity, index in sorted(id_map.items(), key=lambda pair: pair[1])
         }
 
-    def _columns(self, image_id: Any, instances: Instances) -> Detections:
-        index = int(indices_of([image_id], self._ground_truth.image_ids)[0])
-        if index < 0:
-            raise UserError(f"{self._name}: image {image_id} is not in the ground truth")
-        classes = instances.pred_classes.numpy()
-        if classes.min() < 0 or classes.max() >= len(self._categories):
-            raise UserError(
-                f"{self._name}: the model predicts class {classes.max()}, but the data set has "
-                f"{len(self._categories)} classes"
-            )
-        boxes = instances.pred_boxes.tensor.numpy().copy()
-        boxes[:, 2:] -= boxes[:, :2]  # in the model's precision, as Detectron2 does it
-        scores = instances.scores.numpy().astype(float)
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise UserError(
-                f"{self._name}: image {image_id}: the model gives a score or box that is not finite"
-            )
-        rles = None
-        if instances.has("pred_masks") and (self._tasks is None or "segm" in self._tasks):
-            rles = object_array([encode_mask(mask) for mask in instances.pred_masks.numpy()])
-        images = np.full(len(scores), index)
-        return Detections(images, self._categories[classes], scores, boxes.astype(float), rles)
-
-    def _evaluate(self, detections: Detections, task: str) -> Evaluation:
-        return evaluate_detections(
-            self._ground_truth, detections, task, self._engine, self._max_dets
-        )
-
-    def _numbers(self, evaluation: Evaluation, detections: Detections) -> dict[str, float]:
-        numbers = dict(evaluation.summary)
+    def _numbers(self, evaluation: Evaluation) -> dict[str, float]:
+        numbers = stated_metrics(evaluation)
         if self._fixed_ap:
             fixed = evaluate_fixed_ap(
-                self._ground_truth, detections, evaluation.iou_type, self._engine
+                evaluation.ground_truth, evaluation.detections, evaluation.iou_type, self._engine
             )
-            numbers |= {f"{name}_fixed": value for name, value in fixed.summary.items()}
-        if not any(self._ground_truth.frequencies):
-            for name in FREQUENCY_METRICS:
-                numbers.pop(name)
-                numbers.pop(f"{name}_fixed", None)
+            numbers |= {f"{name}_fixed": value for name, value in stated_metrics(fixed).items()}
         return numbers
 
     def _save(self, detections: Detections) -> None:

@@ -32,29 +32,26 @@ def gather_detections(part: Detections, image_sizes: np.ndarray) -> Detections |
 
 
 def _pack(part: Detections) -> tuple[np.ndarray, ...]:
-    places = np.stack([part.images, part.categories], axis=1).astype(np.int64)
+    indices = np.stack([part.images, part.categories], axis=1).astype(np.int64)
     numbers = np.column_stack([part.scores, part.boxes]).astype(float)
     if part.rles is None:
-        return places, numbers
-    counts = [_as_bytes(rle["counts"]) for rle in part.rles]
+        return indices, numbers
+    counts = [rle["counts"] for rle in part.rles]
+    counts = [c.encode() if isinstance(c, str) else c for c in counts]
     lengths = np.array([len(c) for c in counts], dtype=np.int64)
-    return places, numbers, lengths, np.frombuffer(b"".join(counts), dtype=np.uint8)
+    return indices, numbers, lengths, np.frombuffer(b"".join(counts), dtype=np.uint8)
 
 
 def _unpack(arrays: tuple[np.ndarray, ...], image_sizes: np.ndarray) -> Detections:
-    places, numbers, *masks = arrays
+    indices, numbers, *masks = arrays
     rles = None
     if masks:
         ends, data = np.cumsum(masks[0]).tolist(), masks[1].tobytes()
-        sizes = image_sizes[places[:, 0]].tolist()
+        sizes = image_sizes[indices[:, 0]].tolist()
         rles = object_array(
             [
                 {"size": size, "counts": data[start:end]}
                 for size, start, end in zip(sizes, [0, *ends], ends, strict=False)
             ]
         )
-    return Detections(places[:, 0], places[:, 1], numbers[:, 0], numbers[:, 1:], rles)
-
-
-def _as_bytes(counts: str | bytes) -> bytes:
-    return counts.encode() if isinstance(counts, str) else counts
+    return Detections(indices[:, 0], indices[:, 1], numbers[:, 0], numbers[:, 1:], rles)

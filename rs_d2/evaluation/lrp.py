@@ -4,8 +4,9 @@ Of the detections of a class, best score first, down to any of them
 
     LRP = (sum over TP of (1 - IoU) / (1 - tau) + FP + FN) / (TP + FP + FN),   FN = objects - TP,
 
-and oLRP is the smallest, at its first place; its parts are read there. Oksuz et al., "One Metric to
-Measure them All: Localisation Recall Precision (LRP) for Evaluating Visual Detection Tasks", 2021.
+and oLRP is the smallest; its parts are those of the first detection that reaches it. Oksuz et al.,
+"One Metric to Measure them All: Localisation Recall Precision (LRP) for Evaluating Visual Detection
+Tasks", 2021.
 """
 
 from __future__ import annotations
@@ -80,27 +81,27 @@ def optimal_lrp(matches: Matches, iou_thresh: float = 0.5) -> OptimalLRP:
         for k in np.flatnonzero((found > 0) & (matches.num_objects[area] > 0)).tolist():
             part = slice(bounds[k], bounds[k + 1])
             num_objects = matches.num_objects[area, k]
-            place, *at_best = _best(tp[part], fp[part], errors[part], num_objects, iou_thresh)
-            values[:, area, k] = *at_best, matches.scores[part][place]
+            last, *at_best = _best(tp[part], fp[part], errors[part], num_objects, iou_thresh)
+            values[:, area, k] = *at_best, matches.scores[part][last]
     return OptimalLRP(*values)
 
 
 def _best(
     tp: np.ndarray, fp: np.ndarray, errors: np.ndarray, num_objects: int, iou_thresh: float
 ) -> tuple[int, float, float, float, float]:
-    """First place of the smallest LRP of one class, and oLRP, Loc, FP and FN there."""
+    """Index of the last detection to keep of one class, and oLRP, Loc, FP and FN down to it."""
     num_tp, num_fp = np.cumsum(tp), np.cumsum(fp)
     num_fn = num_objects - num_tp
     localisation = np.cumsum(errors)
     lrp = (localisation / (1 - iou_thresh) + num_fp + num_fn) / (num_tp + num_fp + num_fn)
-    place = int(np.argmin(lrp))
-    hits, wrong = num_tp[place], num_fp[place]
+    last = int(np.argmin(lrp))  # of equal minima the first
+    hits, wrong = num_tp[last], num_fp[last]
     return (
-        place,
-        lrp[place],
-        localisation[place] / hits if hits else np.nan,
+        last,
+        lrp[last],
+        localisation[last] / hits if hits else np.nan,
         wrong / (hits + wrong) if hits + wrong else np.nan,
-        num_fn[place] / num_objects,
+        num_fn[last] / num_objects,
     )
 
 

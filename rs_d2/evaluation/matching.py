@@ -30,11 +30,11 @@ class Matches:
     """Detections sorted by class, then by score, best first; ``M`` of them count.
 
     Attributes:
-        detections: [M], places in the ``Detections`` that were matched; ties are in the order of
-            the images, then in the file's.
+        detections: [M], indices into the ``Detections`` that were matched; ties are in the order
+            of the images, then in the file's.
         categories: [M].
         scores: [M].
-        objects: [A, M], place of the object that is taken; -1 for none.
+        objects: [A, M], index of the object that is taken; -1 for none.
         ious: [A, M], IoU with it; 0 for none.
         ignored: [A, M] bool.
         num_objects: [A, K], objects that count.
@@ -56,9 +56,9 @@ class Matches:
         """[M] bool."""
         return (self.objects[area] < 0) & ~self.ignored[area]
 
-    def renumbered(self, places: np.ndarray) -> Matches:
-        """The same, where detection ``i`` was ``places[i]`` of a larger collection."""
-        return replace(self, detections=places[self.detections])
+    def renumbered(self, index: np.ndarray) -> Matches:
+        """The same, where detection ``i`` was number ``index[i]`` of a larger collection."""
+        return replace(self, detections=index[self.detections])
 
 
 def match(
@@ -83,7 +83,7 @@ def match(
     order = _sorted_and_capped(ground_truth, detections, max_dets)
     found = detections.select(order)
     pairs = _overlaps(ground_truth, found, iou_type, min(iou_thresh, 1 - 1e-10))
-    gt_ignored = _ignored_objects(ground_truth)
+    gt_ignored = ground_truth.ignored | _out_of_range(ground_truth.areas)  # [A, G]
     out_of_range = _out_of_range(found.areas(iou_type))
     unsure = ground_truth.is_not_exhaustive(found.images, found.categories)
     objects = np.full((len(AREAS), len(found)), -1, dtype=np.int64)
@@ -94,6 +94,10 @@ def match(
         ious[area, rows] = pairs.ious[taken]
         ignored[area] = (objects[area] < 0) & (out_of_range[area] | unsure)
         ignored[area, rows] = gt_ignored[area, pairs.objects[taken]]
+    num_objects = [
+        np.bincount(ground_truth.categories[~ignored], minlength=ground_truth.num_categories)
+        for ignored in gt_ignored
+    ]
     by_class = np.lexsort((found.images, -found.scores, found.categories))
     return Matches(
         detections=order[by_class],
@@ -102,7 +106,7 @@ def match(
         objects=objects[:, by_class],
         ious=ious[:, by_class],
         ignored=ignored[:, by_class],
-        num_objects=_num_objects(ground_truth, gt_ignored),
+        num_objects=np.stack(num_objects),
     )
 
 
@@ -124,7 +128,7 @@ class _Pairs:
 def _sorted_and_capped(
     ground_truth: GroundTruth, detections: Detections, max_dets: float
 ) -> np.ndarray:
-    """Places of the detections that count, by image and class, best score first."""
+    """Indices of the detections that count, by image and class, best score first."""
     index = np.flatnonzero(ground_truth.is_known(detections.images, detections.categories))
     group = _groups(ground_truth, detections.images[index], detections.categories[index])
     by_score = np.lexsort((-detections.scores[index], group))
@@ -133,25 +137,13 @@ def _sorted_and_capped(
 
 
 def _groups(ground_truth: GroundTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:
+    """A number for each image and class."""
     return images * ground_truth.num_categories + categories
 
 
-def _ignored_objects(ground_truth: GroundTruth) -> np.ndarray:
-    """[A, G] bool."""
-    return ground_truth.ignored | _out_of_range(ground_truth.areas)
-
-
 def _out_of_range(areas: np.ndarray) -> np.ndarray:
+    """[A, N] bool."""
     return (areas < AREA_RANGES[:, :1]) | (areas > AREA_RANGES[:, 1:])
-
-
-def _num_objects(ground_truth: GroundTruth, gt_ignored: np.ndarray) -> np.ndarray:
-    return np.stack(
-        [
-            np.bincount(ground_truth.categories[~ignored], minlength=ground_truth.num_categories)
-            for ignored in gt_ignored
-        ]
-    )
 
 
 def _overlaps(
@@ -252,9 +244,9 @@ def _take(
         crowd: [G] bool.
 
     Returns:
-        Rows that take an object, and the place of that pair.
+        Rows that take an object, and the index of the pair that each takes.
     """
-    # what counts before what is ignored, else as they are
+    # of a detection's pairs, those whose object counts come first; otherwise in the same order
     detection = np.cumsum(np.diff(pairs.rows, prepend=-1) != 0)
     preference = np.argsort(2 * detection + gt_ignored[pairs.objects], kind="stable")
     rows, objects = pairs.rows[preference], pairs.objects[preference]

@@ -2,6 +2,14 @@
 
 from rs_d2.losses.alrp import ALRPLoss, alrp_loss
 from rs_d2.losses.ap import average_precision_loss
+from rs_d2.losses.kernel.processes import across_processes
 from rs_d2.losses.rank_sort import RankSortLoss, rank_sort_loss
 
-__all__ = ["ALRPLoss", "RankSortLoss", "alrp_loss", "average_precision_loss", "rank_sort_loss"]
+__all__ = [
+    "ALRPLoss",
+    "RankSortLoss",
+    "across_processes",
+    "alrp_loss",
+    "average_precision_loss",
+    "rank_sort_loss",
+]

@@ -16,6 +16,7 @@ from rs_d2.losses.kernel.error_driven import (
     working_precision,
 )
 from rs_d2.losses.kernel.inputs import check_arguments, survey
+from rs_d2.losses.kernel.processes import total
 from rs_d2.losses.kernel.ranking import scan, sum_other_positives
 
 
@@ -72,7 +73,7 @@ def alrp_loss(
         work.detach(), targets, errors.detach(), float(delta), float(eps)
     )
     (classification,) = error_driven(work, (classification,), (gradient,))
-    localization = (influence * errors).sum()
+    localization = total((influence * errors).sum())
     if len(errors) == 0:
         localization = localization + 0 * classification  # nothing else ties it to the logits
     return ALRPLoss(classification, localization)
@@ -97,14 +98,14 @@ def alrp_terms(
             f"alrp_loss: localization_errors must hold one value for each of the "
             f"{found.num_positives} positives, got {len(errors)}"
         )
-    if found.has_nan or found.num_positives == 0:
+    if found.is_trivial:
         value = math.nan if found.has_nan else 0.0
         return *blank_terms(logits, 1, value), torch.full_like(errors, value)
-    batch = open_batch(logits, targets, found.num_positives, delta)
-    num = len(errors)
+    batch = open_batch(logits, targets, found, delta, errors)
+    num = len(batch.scores)
     ones = torch.ones_like(batch.scores)
     rank = 1 + sum_other_positives(batch.scores, ones, batch.windows) + batch.false_positives
-    not_negative = errors.double().clamp_(min=0)  # rounding may have left one below 0
+    not_negative = batch.extras[0].clamp(min=0)  # rounding may have left one below 0
     others = sum_other_positives(batch.scores, not_negative, batch.windows)
     has_error = batch.false_positives > eps
     error = ((others + batch.false_positives) / rank).where(has_error, 0.0) / num
@@ -113,7 +114,7 @@ def alrp_terms(
     return (
         (batch.false_positives / rank).mean(),
         place_gradient(batch, -error, weights),
-        influence.to(errors.dtype),
+        influence[batch.own].to(errors.dtype),
     )
 
 

@@ -55,9 +55,9 @@ def average_precision_loss(logits: Tensor, targets: Tensor, delta: float = 1.0) 
 def average_precision_terms(logits: Tensor, targets: Tensor, delta: float) -> tuple[Tensor, ...]:
     """The loss (scalar, float64) and its gradient ([N], the logits' dtype)."""
     found = survey("average_precision_loss", logits, targets)
-    if found.has_nan or found.num_positives == 0:
+    if found.is_trivial:
         return blank_terms(logits, 1, math.nan if found.has_nan else 0.0)
-    batch = open_batch(logits, targets, found.num_positives, delta)
+    batch = open_batch(logits, targets, found, delta)
     ones = torch.ones_like(batch.scores)
     rank = 1 + sum_other_positives(batch.scores, ones, batch.windows) + batch.false_positives
     error = batch.false_positives / rank

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from rs_d2.ops.boxes import aligned_iou
-
-BoxLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def giou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
@@ -20,6 +16,3 @@ def giou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 def iou_loss(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """``1 - IoU`` of each predicted box with its ground truth, [P] in [0, 1]; empty for P = 0."""
     return 1 - aligned_iou(pred_boxes, gt_boxes)
-
-
-BOX_LOSSES: dict[str, BoxLoss] = {"giou": giou_loss, "iou": iou_loss}

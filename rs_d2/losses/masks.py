@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MaskLoss = Callable[[Tensor, Tensor], Tensor]
 
-
-def dice_loss(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tensor:
-    """Dice loss ``1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + eps)`` with ``p = sigmoid(logits)``.
+def dice_coefficient(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tensor:
+    """Dice coefficient ``2 sum(p t) / (sum(p^2) + sum(t^2) + eps)`` with ``p = sigmoid(logits)``.
 
     Args:
         mask_logits: [P, H, W].
@@ -27,7 +23,12 @@ def dice_loss(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tenso
     probs = mask_logits.to(work_dtype).sigmoid().flatten(1)
     target = gt_masks.to(probs.dtype).flatten(1)
     overlap = (probs * target).sum(1)
-    return 1 - 2 * overlap / (probs.square().sum(1) + target.square().sum(1) + eps)
+    return 2 * overlap / (probs.square().sum(1) + target.square().sum(1) + eps)
+
+
+def dice_loss(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tensor:
+    """``1 - dice_coefficient``, [P] in [0, 1]; arguments as there."""
+    return 1 - dice_coefficient(mask_logits, gt_masks, eps)
 
 
 def mask_cross_entropy(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
@@ -35,6 +36,3 @@ def mask_cross_entropy(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
     target = gt_masks.to(mask_logits.dtype)
     pixels = F.binary_cross_entropy_with_logits(mask_logits, target, reduction="none")
     return pixels.flatten(1).mean(1)
-
-
-MASK_LOSSES: dict[str, MaskLoss] = {"dice": dice_loss, "cross_entropy": mask_cross_entropy}

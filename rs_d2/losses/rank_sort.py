@@ -79,10 +79,10 @@ def rank_sort_terms(
     An operator of its own, so that ``torch.compile`` calls it as it is.
     """
     found = survey("rank_sort_loss", logits, targets)
-    if found.has_nan or found.num_positives == 0:
+    if found.is_trivial:
         return blank_terms(logits, 2, math.nan if found.has_nan else 0.0)
-    batch = open_batch(logits, targets, found.num_positives, delta)
-    labels = targets[batch.index].double().clamp_(max=1)
+    batch = open_batch(logits, targets, found, delta)
+    labels = batch.labels.clamp(max=1)
     false_positives, num = batch.false_positives, len(labels)
     own = 0.5 if delta > 0 else 1.0  # H(0): unlike in the other losses, a positive's own place
     of_labels = torch.stack([torch.ones_like(labels), 1 - labels])

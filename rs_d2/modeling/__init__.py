@@ -1,6 +1,7 @@
 """Detectron2 components; importing this package registers them."""
 
 from rs_d2.modeling import backbone  # noqa: F401
+from rs_d2.modeling.anchor_generator import OctaveAnchorGenerator
 from rs_d2.modeling.dense import ATSS, PAA
 from rs_d2.modeling.proposal_generator import RSRPN
 from rs_d2.modeling.roi_heads import (
@@ -14,6 +15,7 @@ __all__ = [
     "ATSS",
     "PAA",
     "RSRPN",
+    "OctaveAnchorGenerator",
     "RSCascadeROIHeads",
     "RSFastRCNNOutputLayers",
     "RSMaskRCNNConvUpsampleHead",

@@ -1,59 +1,101 @@
-"""From a config node to the criterion that a head is handed."""
+"""From a config's nodes to the criterion that a head is handed."""
 
 from __future__ import annotations
 
+import math
+
 from detectron2.config import CfgNode
-from torch import Tensor, nn
+from torch import nn
 
-from rs_d2.criterion.balancing import BALANCERS
-from rs_d2.criterion.criterion import (
-    CrossEntropyCriterion,
-    FocalCriterion,
-    MaskCriterion,
-    RankSortCriterion,
-)
+from rs_d2.criterion.balancing import BALANCERS, Balancer
+from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.ranking import RANKINGS, Ranking
+from rs_d2.criterion.tasks import BOX_LOSSES, Task, quality_task
 from rs_d2.criterion.weights import WEIGHTS
-from rs_d2.losses.boxes import BOX_LOSSES
-from rs_d2.losses.masks import MASK_LOSSES
-
-# Detectron2's names of a criterion's losses, where a model has one box head or none.
-_LOSS_NAMES = {"rank": "loss_rank", "sort": "loss_sort", "cls": "loss_cls", "box": "loss_box_reg"}
 
 
-def named_losses(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A criterion's losses under the names that Detectron2 logs and weights them by."""
-    return {_LOSS_NAMES[key]: loss for key, loss in losses.items()}
+def build_rpn_criterion(cfg: CfgNode) -> Criterion:
+    """The criterion described by ``MODEL.RPN.CRITERION``; objects are its only class."""
+    return _build(cfg, cfg.MODEL.RPN.CRITERION, 1, positive_iou=cfg.MODEL.RPN.IOU_THRESHOLDS[-1])
 
 
-def build_detection_criterion(node: CfgNode, num_classes: int) -> nn.Module:
-    """The criterion described by ``MODEL.RPN.CRITERION`` or another head's node of that name."""
-    if node.LOSS == "cross_entropy":
-        return CrossEntropyCriterion(num_classes=num_classes, box_loss=BOX_LOSSES[node.BOX_LOSS])
-    return RankSortCriterion(
+def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Criterion:
+    """The criterion described by ``MODEL.ROI_BOX_HEAD.CRITERION``.
+
+    Args:
+        cfg: config.
+        positive_iou: least IoU of a positive, of a cascade's stage; by default that of the only
+            stage.
+    """
+    heads = cfg.MODEL.ROI_HEADS
+    if positive_iou is None:
+        positive_iou = heads.IOU_THRESHOLDS[-1]
+    return _build(
+        cfg, cfg.MODEL.ROI_BOX_HEAD.CRITERION, heads.NUM_CLASSES, positive_iou=positive_iou
+    )
+
+
+def build_dense_criterion(cfg: CfgNode) -> Criterion:
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
+    dense = cfg.MODEL.DENSE_HEAD
+    criterion = _build(
+        cfg,
+        dense.CRITERION,
+        cfg.MODEL.RETINANET.NUM_CLASSES,
+        positive_iou=0.5,
+        box_weight=dense.BOX_LOSS_WEIGHT,
+    )
+    if criterion.ranking.default_weights == "gt_quality":
+        balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
+        criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
+    return criterion
+
+
+def build_mask_balancer(cfg: CfgNode) -> Balancer:
+    """The balancer described by ``MODEL.ROI_MASK_HEAD.CRITERION``."""
+    node = cfg.MODEL.ROI_MASK_HEAD.CRITERION
+    return BALANCERS[node.BALANCE](period=node.BALANCE_PERIOD)
+
+
+def _build(
+    cfg: CfgNode, node: CfgNode, num_classes: int, *, positive_iou: float, box_weight: float = 1.0
+) -> Criterion:
+    ranking_class = RANKINGS[node.LOSS]
+    ranking = ranking_class(
         num_classes=num_classes,
         delta=node.DELTA,
-        label_function=LABELS[node.LABELS],
-        weight_function=WEIGHTS[node.WEIGHTS],
         box_loss=BOX_LOSSES[node.BOX_LOSS],
-        balancer=BALANCERS[node.BALANCE](),
+        positive_iou=positive_iou,
+        focal_alpha=cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA,
+        focal_gamma=cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
+    )
+    box = Task(
+        BOX_LOSSES[node.BOX_LOSS],
+        _balancer(ranking_class, node, box_weight),
+        outputs="pred_deltas",
+    )
+    weights = ranking_class.default_weights if ranking_class.is_baseline else node.WEIGHTS
+    return Criterion(
+        ranking=ranking,
+        label=LABELS[node.LABELS],
+        weight=WEIGHTS[weights],
+        tasks={"box": box},
+        is_global=node.GLOBAL,
     )
 
 
-def build_dense_criterion(cfg: CfgNode) -> nn.Module:
-    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
-    head, retinanet = cfg.MODEL.DENSE_HEAD, cfg.MODEL.RETINANET
-    if head.CRITERION.LOSS != "focal":
-        return build_detection_criterion(head.CRITERION, retinanet.NUM_CLASSES)
-    return FocalCriterion(
-        num_classes=retinanet.NUM_CLASSES,
-        alpha=retinanet.FOCAL_LOSS_ALPHA,
-        gamma=retinanet.FOCAL_LOSS_GAMMA,
-        box_loss=BOX_LOSSES[head.CRITERION.BOX_LOSS],
-        box_weight=head.BOX_LOSS_WEIGHT,
-    )
+def _balancer(ranking: type[Ranking], node: CfgNode, weight: float) -> Balancer:
+    return BALANCERS[balance_of(ranking, node)](weight=weight, period=node.BALANCE_PERIOD)
 
 
-def build_mask_criterion(node: CfgNode) -> MaskCriterion:
-    """The criterion described by ``MODEL.ROI_MASK_HEAD.CRITERION``."""
-    return MaskCriterion(MASK_LOSSES[node.LOSS], use_weights=node.WEIGHTS == "box_head")
+def balance_of(ranking: type[Ranking], node: CfgNode) -> str:
+    """Name of the balancer that a ``CRITERION`` node asks for."""
+    if ranking.is_baseline or node.BALANCE is None:
+        return ranking.default_balance
+    return node.BALANCE
+
+
+def bias_for_prior(layer: nn.Module, prior_prob: float) -> None:
+    """Let every score of a classification layer start near ``prior_prob``, a sigmoid's value."""
+    nn.init.constant_(layer.bias, -math.log((1 - prior_prob) / prior_prob))

@@ -1,1 +1,1 @@
-"""What is written about an evaluation: the page, its figures, the table of classes."""
+"""What is written about an evaluation: the page, its figures and tables."""

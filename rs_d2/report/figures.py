@@ -15,17 +15,27 @@ from matplotlib.figure import Figure
 from rs_d2.evaluation.evaluate import Evaluation
 from rs_d2.report.class_counts import ClassCounts
 
-GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 _COLORS = {"rare": "#c0392b", "common": "#e08e0b", "frequent": "#2471a3", "all": "#333333"}
 _RECALLS = np.linspace(0, 1, 101)
 _BINS = np.linspace(0, 1, 41)
+
+
+def all_figures(
+    evaluation: Evaluation, train_counts: ClassCounts | None
+) -> tuple[tuple[str, str], ...]:
+    """Every figure with its caption."""
+    return (
+        (precision_recall(evaluation), "Precision over recall, mean over classes."),
+        (ap_by_count(evaluation, train_counts), "AP of each class over how often it occurs."),
+        (score_histogram(evaluation), "Scores of true and false positives, IoU 0.50."),
+    )
 
 
 def precision_recall(evaluation: Evaluation) -> str:
     """Precision at IoU 0.5 over recall, averaged over the classes of each frequency group."""
     precision = evaluation.precision.precision[0, :, :, 0]
     with _figure("recall", "precision, IoU 0.50") as (axes, result):
-        for name, classes in groups(evaluation):
+        for name, classes in evaluation.frequency_groups().items():
             curve = precision[:, classes].mean(axis=1)
             label = f"{name} ({classes.sum()} classes)"
             axes.plot(_RECALLS, curve, color=_COLORS[name], label=label)
@@ -43,7 +53,7 @@ def ap_by_count(evaluation: Evaluation, train_counts: ClassCounts | None) -> str
     counts, label = train_counts or (evaluation.matches.num_objects[0], "objects in this set")
     ap = evaluation.class_ap()
     with _figure(f"{label} (log scale)", "AP, percent") as (axes, result):
-        for name, classes in groups(evaluation):
+        for name, classes in evaluation.frequency_groups().items():
             chosen = classes & (counts > 0)
             axes.scatter(counts[chosen], ap[chosen], s=9, color=_COLORS[name], label=name)
         shown = np.flatnonzero((counts > 0) & ~np.isnan(ap))
@@ -71,21 +81,10 @@ def score_histogram(evaluation: Evaluation) -> str:
             text = f"{label} ({chosen.sum():,})"
             axes.hist(scores[chosen], _BINS, color=color, alpha=0.55, label=text)
         axes.set_yscale("symlog")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 10 * axes.get_ylim()[1])  # room for the legend
         axes.set_xlim(0, 1)
         axes.legend(frameon=False)
     return result[0]
-
-
-def groups(evaluation: Evaluation) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and [K] bool of each frequency group with objects; "all" where there are none."""
-    present = evaluation.classes_with_objects()
-    frequencies = evaluation.ground_truth.frequencies
-    for key, name in GROUPS.items():
-        if (present & (frequencies == key)).any():
-            yield name, present & (frequencies == key)
-    if (present & (frequencies == "")).any():
-        yield "all", present & (frequencies == "")
 
 
 @contextmanager
@@ -100,4 +99,5 @@ def _figure(x: str, y: str) -> Iterator[tuple[Axes, list[str]]]:
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": "rs_d2"}):  # else every page would differ
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    result.append(buffer.getvalue()[buffer.getvalue().index("<svg") :])
+    text = buffer.getvalue()
+    result.append(text[text.index("<svg") :])

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageColor, ImageOps
+from pycocotools import mask as mask_util
 
+from rs_d2.drawing.painter import paint
 from rs_d2.evaluation.evaluate import Evaluation
 
 FOUND, WRONG, MISSED = "#1e8449", "#c0392b", "#2471a3"
-_LONG_SIDE = 480  # pixels
+_LONG_SIDE = 720  # pixels, of which the page shows as many as fit
 _BLANK = "#e6e6e6"
 
 
@@ -22,7 +24,7 @@ _BLANK = "#e6e6e6"
 class Mistakes:
     """Mistakes in one image, of detections above the LRP-optimal thresholds of their classes.
 
-    ``found`` and ``wrong`` are places in the detections, ``missed`` in the objects.
+    ``found`` and ``wrong`` are indices of detections, ``missed`` of objects.
     """
 
     image: int
@@ -68,17 +70,16 @@ def draw(evaluation: Evaluation, mistakes: Mistakes, image_root: Path | None) ->
     )
     scale = _LONG_SIDE / max(height, width)
     picture = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))))
-    pen = ImageDraw.Draw(picture)
+    detections = evaluation.detections
     layers = (
         (MISSED, mistakes.missed, truth.boxes, truth.categories),
-        (WRONG, mistakes.wrong, _boxes(evaluation), evaluation.detections.categories),
-        (FOUND, mistakes.found, _boxes(evaluation), evaluation.detections.categories),
+        (WRONG, mistakes.wrong, _boxes(evaluation), detections.categories),
+        (FOUND, mistakes.found, _boxes(evaluation), detections.categories),
     )
     for color, chosen, boxes, categories in layers:
-        for index in chosen.tolist():
-            x, y, w, h = (boxes[index] * scale).tolist()
-            pen.rectangle((x, y, x + w, y + h), outline=color, width=2)
-            pen.text((x + 3, y + 1), truth.names[categories[index]], fill=color)
+        corners = np.hstack([boxes[chosen, :2], boxes[chosen, :2] + boxes[chosen, 2:]]) * scale
+        colors = [ImageColor.getrgb(color)] * len(chosen)
+        paint(picture, corners, colors, [(truth.names[k],) for k in categories[chosen]])
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -89,8 +90,6 @@ def _boxes(evaluation: Evaluation) -> np.ndarray:
     detections = evaluation.detections
     if evaluation.iou_type == "bbox" or detections.boxes.any():
         return detections.boxes
-    from pycocotools import mask as mask_util
-
     return np.array([mask_util.toBbox(rle) for rle in detections.rles]).reshape(-1, 4)
 
 

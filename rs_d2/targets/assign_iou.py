@@ -56,8 +56,3 @@ def _claims(iou: Tensor, highest: Tensor, min_iou: float) -> Tensor:
     gt_index, candidate_index = claims.nonzero(as_tuple=True)
     nobody = torch.full_like(iou[0], -1, dtype=torch.int64)
     return nobody.scatter_reduce(0, candidate_index, gt_index, "amax")
-
-
-def foreground_index(gt_classes: Tensor, num_classes: int) -> Tensor:
-    """Rows of the positives: classes in [0, K); K is the background, below 0 ignored. int64 [P]."""
-    return ((gt_classes >= 0) & (gt_classes < num_classes)).nonzero().squeeze(1)

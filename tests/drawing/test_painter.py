@@ -7,8 +7,9 @@ import torch
 pytest.importorskip("detectron2")
 
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
-from rs_d2.drawing.painter import class_color, paint_instances
+from rs_d2.drawing.painter import MaskPart, class_color, paint, paint_instances
 
 SIDE = 420
 NAMES = ["one", "two", "a name that is far too long to be written within so small an image"]
@@ -99,6 +100,28 @@ def test_strips_grow_no_further_than_can_be_encoded(size, expected):
     picture = paint_instances(image, found, NAMES)
     assert picture.shape == (*expected, 3)
     assert (picture != 128).any()
+
+
+def test_later_objects_lie_on_earlier_ones_and_some_have_a_mask():
+    picture = Image.fromarray(grey())
+    boxes = np.array([[100, 100, 200, 200], [150, 150, 250, 250]], dtype=float)
+    mask = MaskPart(np.ones((20, 30), dtype=bool), left=300, top=310)  # wherever it is
+    red, blue = (255, 0, 0), (0, 0, 255)
+    paint(picture, boxes, [red, blue], [("a",), ("b",)], [None, mask])
+    pixels = np.asarray(picture)
+    assert tuple(pixels[200, 150]) == blue
+    assert tuple(pixels[200, 140]) == red
+    covered = (pixels[300:340, 290:340] != 128).any(-1)
+    assert covered[10:30, 10:40].all()
+    assert covered.sum() == 600
+
+
+def test_names_are_written_in_one_line_whatever_is_in_them():
+    found = made([[50, 60, 150, 160]], [0.9])
+    one, other = (paint_instances(grey(), found, [n]) for n in ("two\nlines\x00", "two lines "))
+    assert np.array_equal(one, other)
+    for name in ("$\\frac{", "\u7f8a \U0001f411", ""):
+        assert (paint_instances(grey(), found, [name]) != 128).any()
 
 
 def test_neighbouring_classes_look_different():

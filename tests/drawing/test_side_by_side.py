@@ -1,8 +1,11 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -99,6 +102,25 @@ def test_ground_truth_is_left_and_predictions_are_right(data, tmp_path):
     left, right = picture[:, :400], picture[:, 408:]
     assert (left < 200).any()
     assert (right == 255).all()
+
+
+def test_masks_of_the_ground_truth_are_drawn_whole_and_crowds_not_at_all(data, tmp_path):
+    files = draw_predictions(data, Copycat([]), tmp_path / "out")
+    pictures = [np.asarray(Image.open(file).convert("RGB"))[28:, :400] for file in files[:3]]
+    marked = [(picture != 255).any(-1) for picture in pictures]
+    rows, columns = np.mgrid[45:195, 45:195]
+    for i in (0, 2):  # a triangle of polygons, right of and above the diagonal
+        part = marked[i][45:195, 45:195]
+        assert part[columns > rows + 5].all()
+        assert not part[columns < rows - 5].any()
+        assert not marked[i][210:].any()
+    assert marked[1][210:, 45:135].all()  # a column of run lengths goes on beyond its box
+    assert not marked[1][210:, 145:].any()
+
+
+def test_pictures_need_no_opencv():
+    code = "import sys; sys.modules['cv2'] = None; import rs_d2.engine, rs_d2.drawing.side_by_side"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=REPO)
 
 
 def test_as_many_predictions_are_drawn_as_there_are_objects(data, tmp_path):

@@ -26,8 +26,13 @@ def config(mask_on):
     cfg = get_cfg()
     add_rs_config(cfg)
     cfg.MODEL.MASK_ON = mask_on
-    cfg.TEST.REPORT = False
     return cfg
+
+
+def nothing():
+    """The output of a model that finds nothing."""
+    instances = Instances((8, 8), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+    return {"instances": instances}
 
 
 def evaluate_ground_truth(tmp_path, mask_on=True):
@@ -75,8 +80,7 @@ def test_ground_truth_without_masks_is_evaluated_by_boxes_only(tmp_path):
     scores = evaluate_ground_truth(tmp_path, mask_on=False)
     assert list(scores) == ["bbox"]
     assert scores["bbox"]["AP"] == pytest.approx(100)
-    evaluator = build_evaluator(config(True), NAME, str(tmp_path))
-    assert evaluator._tasks == ("bbox",)
+    assert build_evaluator(config(True), NAME, str(tmp_path)).tasks == ("bbox",)
 
 
 @pytest.mark.parametrize("name", ["val.json", "val.json.gz"])
@@ -142,11 +146,13 @@ def test_the_config_reaches_the_evaluator(tmp_path):
     cfg = config(False)
     cfg.TEST.EVALUATOR_ENGINE, cfg.TEST.FIXED_AP = "reference", True
     cfg.DATASETS.TEST = (NAME, "another")
-    evaluator = build_evaluator(cfg, NAME, str(tmp_path))
-    assert evaluator._engine == "reference"
-    assert evaluator._fixed_ap
-    assert not evaluator._report
-    assert evaluator._output_dir == tmp_path / NAME  # sets do not overwrite each other
+    written = []
+    evaluator = build_evaluator(cfg, NAME, str(tmp_path), lambda *given: written.append(given))
+    evaluator.process([{"image_id": DatasetCatalog.get(NAME)[0]["image_id"]}], [nothing()])
+    assert "AP_fixed" in evaluator.evaluate()["bbox"]
+    ((folder, evaluations),) = written
+    assert folder == tmp_path / NAME  # sets do not overwrite each other
+    assert evaluations["bbox"].engine == "reference"
 
 
 def test_a_model_that_only_proposes_gets_the_stock_evaluator(tmp_path):

@@ -188,13 +188,17 @@ def test_classes_that_the_file_lacks_do_no_harm(tmp_path):
     assert fewer == pytest.approx(whole, abs=0, nan_ok=True)
 
 
-def test_the_report_is_written_where_asked_for(tmp_path):
+def test_the_report_is_given_what_was_evaluated(tmp_path):
     content, results = register(tmp_path, "coco", num_images=4)
-    MetadataCatalog.get(NAME).image_root = str(tmp_path)
-    evaluator = RSCOCOEvaluator(
-        NAME, output_dir=str(tmp_path / "out"), report=True, train_sets=(NAME,)
-    )
-    run(evaluator, as_outputs(content, results))
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"report.html", "per_class_bbox.csv", "per_class_segm.csv"} <= names
-    assert "objects in the training set" in (tmp_path / "out" / "report.html").read_text()
+    given, out = [], tmp_path / "out"
+    evaluator = RSCOCOEvaluator(NAME, output_dir=str(out), report=lambda *a: given.append(a))
+    scores = run(evaluator, as_outputs(content, results))
+    ((folder, evaluations),) = given
+    assert folder == out
+    assert evaluations.keys() == scores.keys() == {"bbox", "segm"}
+    for task, evaluation in evaluations.items():
+        assert evaluation.summary["AP"] == scores[task]["AP"]
+        assert len(evaluation.detections) == len(results)
+    for silent in (RSCOCOEvaluator(NAME, report=given.append), RSCOCOEvaluator(NAME)):
+        run(silent, as_outputs(content, results))  # no folder; no report
+    assert len(given) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rs_d2.losses.boxes import BOX_LOSSES, giou_loss, iou_loss
+from rs_d2.losses.boxes import giou_loss, iou_loss
 from rs_d2.losses.classification import cross_entropy_loss, focal_loss
 from rs_d2.losses.masks import dice_loss, mask_cross_entropy
 
@@ -29,9 +29,8 @@ def test_known_overlaps(pred, gt, iou, giou):
     assert giou_loss(boxes(pred), boxes(gt)).item() == pytest.approx(1 - giou, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(BOX_LOSSES))
-def test_box_losses_pass_gradcheck_and_survive_empty_and_flat_boxes(name):
-    loss = BOX_LOSSES[name]
+@pytest.mark.parametrize("loss", [giou_loss, iou_loss])
+def test_box_losses_pass_gradcheck_and_survive_empty_and_flat_boxes(loss):
     gt = boxes([0, 0, 10, 10], [5, 5, 9, 30])
     pred = boxes([1, -2, 9, 13], [4, 7, 12, 21]).requires_grad_()
     assert gradcheck(lambda p: loss(p, gt), pred)

@@ -29,8 +29,7 @@ def config(architecture="ATSS", loss="rank_sort", anchors=3):
     cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE = "cpu", architecture
     cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CONVS = K, 1
     cfg.MODEL.DENSE_HEAD.CRITERION.LOSS = loss
-    scales = [2 ** (i / 3) for i in range(anchors)]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[4 * s * scale for scale in scales] for s in STRIDES]
+    cfg.MODEL.ANCHOR_GENERATOR.SCALES_PER_OCTAVE = anchors
     return cfg
 
 
@@ -44,18 +43,25 @@ def features(num_images=1, grids=GRIDS):
 
 
 def predictions(model, num_images=1, grids=GRIDS, seed=0):
-    """Random predictions of the shapes of the head's, as leaves that take gradients."""
+    """Random outputs of the shapes of the head's, as leaves that take gradients."""
     rng = torch.Generator().manual_seed(seed)
-    widths = [model.head.cls_score.out_channels, model.head.bbox_pred.out_channels]
-    if model.head.quality is not None:
-        widths.append(model.head.quality.out_channels)
-    return tuple(
-        [
-            (torch.randn(num_images, width, g, g, generator=rng) * 0.5).requires_grad_()
+    head = model.head
+    layers = {"logits": head.cls_score, "deltas": head.bbox_pred, "quality": head.quality}
+    return {
+        name: [
+            (
+                torch.randn(num_images, layer.out_channels, g, g, generator=rng) * 0.5
+            ).requires_grad_()
             for g in grids
         ]
-        for width in widths
-    )
+        for name, layer in layers.items()
+        if layer is not None
+    }
+
+
+def of_levels(preds, change):
+    """The same outputs, each level changed by a function."""
+    return {name: [change(level) for level in levels] for name, levels in preds.items()}
 
 
 def images(*sizes):
@@ -90,7 +96,7 @@ def anchors_by_hand(num_anchors=3):
     grids = []
     for stride, grid in zip(STRIDES, GRIDS, strict=True):
         ys, xs = torch.meshgrid(*[torch.arange(grid) * stride] * 2, indexing="ij")
-        half = torch.tensor([2 * stride * 2 ** (i / 3) for i in range(num_anchors)])
+        half = torch.tensor([2 * stride * 2 ** (i / num_anchors) for i in range(num_anchors)])
         center = torch.stack([xs, ys, xs, ys], dim=-1).float()[:, :, None]
         grids.append(center + half[:, None] * torch.tensor([-1.0, -1, 1, 1]))
     return grids
@@ -128,11 +134,11 @@ def test_images_without_objects_give_attached_zeros_or_negatives_only(architectu
     losses = train(model, preds, [objects([], [])])
     assert losses["loss_box_reg"] == 0
     sum(losses.values()).backward()
-    for level in preds[1]:
+    for level in preds["deltas"]:
         assert not level.grad.any()
     if loss == "rank_sort":
         assert losses["loss_rank"] == losses["loss_sort"] == 0
-        assert not any(level.grad.any() for level in preds[0])
+        assert not any(level.grad.any() for level in preds["logits"])
     else:
         assert losses["loss_cls"] > 0
 
@@ -145,7 +151,7 @@ def atss_by_hand(preds):
     anchors = torch.cat([level.reshape(-1, 4) for level in grids])
     positive = matched >= 0
     size, center = anchors[:, 2:] - anchors[:, :2], (anchors[:, 2:] + anchors[:, :2]) / 2
-    deltas = flat(preds[1], 4)[0]
+    deltas = flat(preds["deltas"], 4)[0]
     new_center = center + deltas[:, :2] / 10 * size
     new_size = size * (deltas[:, 2:] / 5).exp()
     boxes = torch.cat([new_center - new_size / 2, new_center + new_size / 2], dim=1)[positive]
@@ -158,9 +164,9 @@ def test_atss_ranks_every_anchor_with_the_iou_of_its_decoded_box():
     seen = {}
     forward = model.criterion.forward
 
-    def spy(logits, gt_classes, pred_boxes, gt_boxes):
-        seen.update(logits=logits, classes=gt_classes, pred=pred_boxes, gt=gt_boxes)
-        return forward(logits, gt_classes, pred_boxes, gt_boxes)
+    def spy(candidates):
+        seen.update(vars(candidates))
+        return forward(candidates)
 
     model.criterion.forward = spy
     train(model, preds, [objects(BOXES, CLASSES)])
@@ -168,22 +174,23 @@ def test_atss_ranks_every_anchor_with_the_iou_of_its_decoded_box():
     expected = torch.full_like(matched, K)
     expected[positive] = torch.tensor(CLASSES)[matched[positive]]
     assert positive.sum() > 4
-    assert torch.equal(seen["classes"], expected)
-    torch.testing.assert_close(seen["logits"], flat(preds[0], K)[0])
-    torch.testing.assert_close(seen["pred"], boxes)
-    assert torch.equal(seen["gt"], gt_boxes)
+    assert torch.equal(seen["gt_classes"], expected)
+    torch.testing.assert_close(seen["logits"], flat(preds["logits"], K)[0])
+    torch.testing.assert_close(seen["pred_boxes"], boxes)
+    assert torch.equal(seen["gt_boxes"], gt_boxes)
 
 
 def test_the_focal_baseline_of_atss_is_the_sum_written_out():
     model = detector("ATSS", "focal")
-    model.criterion.box_weight, model.quality_loss_weight = 2.0, 0.5
+    for name, weight in (("box", 2.0), ("quality", 0.5)):
+        model.criterion.tasks[name].balancer.weight = weight
     preds = predictions(model)
     losses = train(model, preds, [objects(BOXES, CLASSES)])
     matched, positive, boxes, gt_boxes = atss_by_hand(preds)
     num_positives = int(positive.sum())
     target = torch.zeros(len(matched), K)
     target[positive, torch.tensor(CLASSES)[matched[positive]]] = 1.0
-    p = flat(preds[0], K)[0].sigmoid()
+    p = flat(preds["logits"], K)[0].sigmoid()
     positive_part = -0.25 * target * (1 - p) ** 2 * p.log()
     negative_part = -0.75 * (1 - target) * p**2 * (1 - p).log()
     cls = (positive_part + negative_part).sum() / num_positives
@@ -197,7 +204,7 @@ def test_the_focal_baseline_of_atss_is_the_sum_written_out():
     quality = (horizontal * vertical).sqrt()
     box = (generalized_box_iou_loss(boxes, gt_boxes) * quality).sum() / quality.sum() * 2
     torch.testing.assert_close(losses["loss_box_reg"], box)
-    logits = flat(preds[2], 1)[0, positive, 0]
+    logits = flat(preds["quality"], 1)[0, positive, 0]
     expected = F.binary_cross_entropy_with_logits(logits, quality) * 0.5
     torch.testing.assert_close(losses["loss_quality"], expected)
 
@@ -207,7 +214,7 @@ def test_paa_keeps_the_candidates_that_the_mixture_keeps():
     preds = predictions(model)
     seen = {}
     forward = model.criterion.forward
-    model.criterion.forward = lambda *args: seen.update(classes=args[1]) or forward(*args)
+    model.criterion.forward = lambda c: seen.update(vars(c)) or forward(c)
     train(model, preds, [objects(BOXES, CLASSES)])
 
     gts = torch.tensor(BOXES).float()
@@ -215,9 +222,9 @@ def test_paa_keeps_the_candidates_that_the_mixture_keeps():
     matched = torch.cat([level.flatten() for level in assign_by_iou(grids, gts, 0.1)])
     rows = (matched >= 0).nonzero().squeeze(1)
     anchors = torch.cat([level.reshape(-1, 4) for level in grids])
-    boxes = model.box2box_transform.apply_deltas(flat(preds[1], 4)[0], anchors)[rows]
+    boxes = model.box2box_transform.apply_deltas(flat(preds["deltas"], 4)[0], anchors)[rows]
     classes = torch.tensor(CLASSES)[matched[rows]]
-    p = flat(preds[0], K)[0][rows].sigmoid()
+    p = flat(preds["logits"], K)[0][rows].sigmoid()
     target = F.one_hot(classes, K)
     alpha = 0.25 * target + 0.75 * (1 - target)
     p_t = p * target + (1 - p) * (1 - target)
@@ -228,7 +235,7 @@ def test_paa_keeps_the_candidates_that_the_mixture_keeps():
     expected = torch.full_like(matched, K)
     expected[rows[kept]] = classes[kept]
     assert 0 < kept.sum() < len(rows)
-    assert torch.equal(seen["classes"], expected)
+    assert torch.equal(seen["gt_classes"], expected)
 
 
 def test_objects_of_different_images_are_kept_apart():
@@ -237,10 +244,10 @@ def test_objects_of_different_images_are_kept_apart():
     gts = [objects(BOXES[:1], CLASSES[:1]), objects(BOXES, CLASSES)]
     seen = []
     forward = model.criterion.forward
-    model.criterion.forward = lambda *args: seen.append(args[1]) or forward(*args)
+    model.criterion.forward = lambda c: seen.append(c.gt_classes) or forward(c)
     train(model, both, gts)
     for i, instances in enumerate(gts):
-        train(model, tuple([level[i : i + 1] for level in kind] for kind in both), [instances])
+        train(model, of_levels(both, lambda level, i=i: level[i : i + 1]), [instances])
     assert torch.equal(seen[0], torch.cat(seen[1:]))
 
 
@@ -251,7 +258,7 @@ def test_anchors_in_the_padding_of_a_batch_are_ignored(loss):
     preds = predictions(model, 1, grids)
     gts = [objects(BOXES[:1], CLASSES[:1], (40, 40))]
     sum(train(model, preds, gts, grids=grids).values()).backward()
-    for level, stride in zip(preds[0], STRIDES, strict=True):
+    for level, stride in zip(preds["logits"], STRIDES, strict=True):
         cells = 64 // stride
         assert not level.grad[..., cells:, :].any()
         assert not level.grad[..., cells:].any()
@@ -262,15 +269,15 @@ def test_anchors_in_the_padding_of_a_batch_are_ignored(loss):
 def test_detections_are_those_of_a_plain_search_over_the_best_anchors(loss):
     model = detector("ATSS", loss)
     model.test_topk_candidates, model.test_topk_per_image = 20, 15
-    preds = [[level.detach() for level in kind] for kind in predictions(model, 2)]
-    found = model.forward_inference(images((SIDE, SIDE), (SIDE, 50)), features(2), tuple(preds))
+    preds = of_levels(predictions(model, 2), torch.Tensor.detach)
+    found = model.forward_inference(images((SIDE, SIDE), (SIDE, 50)), features(2), preds)
     anchors = torch.cat([level.reshape(-1, 4) for level in anchors_by_hand()])
     sizes = [grid * grid * 3 for grid in GRIDS]
     for i, (instances, width) in enumerate(zip(found, (SIDE, 50), strict=True)):
-        scores = flat(preds[0], K)[i].sigmoid()
+        scores = flat(preds["logits"], K)[i].sigmoid()
         if loss == "focal":
-            scores = (scores * flat(preds[2], 1)[i].sigmoid()).sqrt()
-        boxes = model.box2box_transform.apply_deltas(flat(preds[1], 4)[i], anchors)
+            scores = (scores * flat(preds["quality"], 1)[i].sigmoid()).sqrt()
+        boxes = model.box2box_transform.apply_deltas(flat(preds["deltas"], 4)[i], anchors)
         boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
         boxes[:, 1::2] = boxes[:, 1::2].clamp(0, SIDE)
         rows, start = [], 0
@@ -291,9 +298,9 @@ def test_detections_are_those_of_a_plain_search_over_the_best_anchors(loss):
 
 def test_scores_of_half_precision_are_computed_in_float32():
     model = detector("ATSS")
-    preds = tuple([level.detach().half() for level in kind] for kind in predictions(model))
-    (candidates,) = model.candidates(features(), preds)
-    assert [part.dtype for part in candidates] == [torch.float32] * 2
+    preds = of_levels(predictions(model), lambda level: level.detach().half())
+    (regions,) = model.best_regions(features(), preds)
+    assert regions.boxes.dtype == regions.scores.dtype == torch.float32
 
 
 def test_voting_is_the_weighted_mean_of_the_boxes_around():
@@ -329,7 +336,7 @@ def test_paa_votes_and_atss_does_not():
     found = {}
     for architecture in ("ATSS", "PAA"):
         model = detector(architecture)
-        preds = tuple([level.detach() for level in kind] for kind in predictions(model))
+        preds = of_levels(predictions(model), torch.Tensor.detach)
         (found[architecture],) = model.forward_inference(images((SIDE, SIDE)), features(), preds)
     assert torch.equal(found["ATSS"].scores, found["PAA"].scores)
     assert torch.equal(found["ATSS"].pred_classes, found["PAA"].pred_classes)
@@ -339,8 +346,8 @@ def test_paa_votes_and_atss_does_not():
 
 def test_a_box_that_is_not_finite_spoils_no_vote():
     model = detector("PAA")
-    preds = tuple([level.detach() for level in kind] for kind in predictions(model))
-    preds[1][0][0, :, 2, 3] = float("nan")
+    preds = of_levels(predictions(model), torch.Tensor.detach)
+    preds["deltas"][0][0, :, 2, 3] = float("nan")
     (found,) = model.forward_inference(images((SIDE, SIDE)), features(), preds)
     assert len(found) > 0
     assert found.pred_boxes.tensor.isfinite().all()
@@ -348,7 +355,7 @@ def test_a_box_that_is_not_finite_spoils_no_vote():
 
 def test_the_prior_sets_the_first_scores():
     head = detector("ATSS").head
-    logits = head([torch.zeros(1, 64, 4, 4)] * 3)[0]
+    logits = head([torch.zeros(1, 64, 4, 4)] * 3)["logits"]
     for level in logits:
         torch.testing.assert_close(level.sigmoid(), torch.full_like(level, 0.01))
 
@@ -358,9 +365,9 @@ def test_levels_share_weights_and_scale_their_own_boxes():
     with torch.no_grad():
         head.scales[1].fill_(3.0)
     x = torch.randn(1, 64, 4, 4)
-    logits, deltas = head([x, x, x])
-    assert torch.equal(logits[0], logits[1])
-    torch.testing.assert_close(deltas[1], 3 * deltas[0])
+    outputs = head([x, x, x])
+    assert torch.equal(*outputs["logits"][:2])
+    torch.testing.assert_close(outputs["deltas"][1], 3 * outputs["deltas"][0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20])
@@ -370,7 +377,7 @@ def test_diverged_boxes_show_in_the_losses(architecture, loss, value):
     model = detector(architecture, loss)
     preds = predictions(model)
     with torch.no_grad():
-        for level in preds[1]:
+        for level in preds["deltas"]:
             level.fill_(value)
     losses = train(model, preds, [objects(BOXES, CLASSES)])
     assert not losses["loss_box_reg"].isfinite()
@@ -390,28 +397,30 @@ def test_voting_under_autocast_keeps_the_digits_of_boxes():
 def test_anchors_that_are_not_finite_crowd_out_no_others():
     model = detector("ATSS")
     model.test_topk_candidates = 20
-    preds = tuple([level.detach() for level in kind] for kind in predictions(model))
-    preds[0][0][0, :, :2] = float("nan")
-    ((_, scores),) = model.candidates(features(), preds)
-    assert scores[:20].isfinite().all()
+    preds = of_levels(predictions(model), torch.Tensor.detach)
+    preds["logits"][0][0, :, :2] = float("nan")
+    (regions,) = model.best_regions(features(), preds)
+    assert regions.scores[:20].isfinite().all()
 
 
 def test_scores_that_saturate_are_still_told_apart():
     model = detector("ATSS")
     model.test_topk_candidates = 1
-    preds = tuple([level.detach() for level in kind] for kind in predictions(model))
-    preds[0][0][0, 0] = 30.0 + torch.arange(64.0).view(8, 8)
-    ((boxes, _),) = model.candidates(features(), preds)
+    preds = of_levels(predictions(model), torch.Tensor.detach)
+    preds["logits"][0][0, 0] = 30.0 + torch.arange(64.0).view(8, 8)
+    (regions,) = model.best_regions(features(), preds)
     anchor = anchors_by_hand()[0][7, 7, 0]
-    expected = model.box2box_transform.apply_deltas(preds[1][0][0, :4, 7, 7][None], anchor[None])
-    torch.testing.assert_close(boxes[:1], expected)
+    expected = model.box2box_transform.apply_deltas(
+        preds["deltas"][0][0, :4, 7, 7][None], anchor[None]
+    )
+    torch.testing.assert_close(regions.boxes[:1], expected)
 
 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
         (["MODEL.RETINANET.IN_FEATURES", ["p3", "p9"]], "p9 is not a level of the backbone"),
-        (["MODEL.RETINANET.IN_FEATURES", ["p3", "p4"]], "sizes for 3 levels, but .* has 2"),
+        (["MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]], "sizes for 2 levels, but .* has 3"),
         (
             ["MODEL.BACKBONE.NAME", "build_rs_resnet_backbone"]
             + ["MODEL.RETINANET.IN_FEATURES", ["res3", "res4", "res5"]],
@@ -437,7 +446,6 @@ def test_p6_and_p7_are_convolved_from_p5_without_a_relu_between():
     cfg = config()
     cfg.MODEL.BACKBONE.NAME = "build_rs_resnet_fpn_p6p7_backbone"
     cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[4 * stride] for stride in (8, 16, 32, 64, 128)]
     backbone = build_model(cfg).backbone
     levels = backbone(torch.randn(1, 3, 128, 128))
     top = backbone.top_block

@@ -8,8 +8,9 @@ from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from rs_d2.criterion.balancing import ValueBalancer
-from rs_d2.criterion.labels import iou_labels
-from rs_d2.criterion.weights import score_weights
+from rs_d2.criterion.candidates import Candidates
+from rs_d2.criterion.labels import iou_label
+from rs_d2.criterion.weights import score_weight
 from rs_d2.losses.boxes import giou_loss
 from rs_d2.losses.masks import dice_loss
 from rs_d2.modeling import RSFastRCNNOutputLayers
@@ -79,11 +80,12 @@ def box_case(mask_cfg):
 
 def test_box_head(box_case):
     predictor, logits, deltas, proposals = box_case
-    losses = predictor.losses((logits, deltas), [proposals])
+    output = predictor.loss_output((logits, deltas), [proposals])
+    close(output.weights, [0.710949, 0.645656])
+    losses = predictor.named_losses(output)
     close(losses["loss_rank"], 0.591346)
     close(losses["loss_sort"], 0.0)
     close(losses["loss_box_reg"], 0.591346)
-    close(proposals.loss_weight, [0.710949, 0.645656, 0.0, 0.0])
     sum(losses.values()).backward()
     expected = [
         [0.064103, -0.1875, 0.025641],
@@ -102,11 +104,11 @@ def test_parts_of_the_box_loss():
     )
     gt = torch.tensor([[12.0, 8, 48, 52], [25, 18, 85, 66]])
     logits = torch.tensor([[0.2, 0.9, -0.4], [-0.3, 0.1, 0.6]])
-    labels, weights, losses = (
-        iou_labels(pred, gt),
-        score_weights(logits, pred, gt),
-        giou_loss(pred, gt),
+    candidates = Candidates(
+        logits, torch.tensor([1, 0]), torch.tensor([0, 1]), pred_boxes=pred, gt_boxes=gt
     )
+    labels, weights = iou_label(candidates), score_weight(candidates)
+    losses = giou_loss(pred, gt)
     close(labels, [0.808612, 0.780906])
     close(losses, [0.199589, 0.222567])
     # the second weight comes from the third class, not from the label's

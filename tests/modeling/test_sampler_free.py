@@ -6,10 +6,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.modeling.roi_heads import build_roi_heads
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, pairwise_iou
 
+from rs_d2.criterion import Candidates, LossOutput, find_positives
 from rs_d2.modeling import RSFastRCNNOutputLayers
-from rs_d2.modeling.roi_heads.roi_heads import limit_foreground
+from rs_d2.modeling.roi_heads.roi_heads import choose_positives
 from rs_d2.utils.errors import UserError
 
 SHAPE = {"p3": ShapeSpec(channels=4, stride=8)}
@@ -61,6 +62,28 @@ def test_anchors_in_batch_padding_are_ignored(rpn):
     assert (cells[:8, :12] == 0).all()
     assert (cells[8:] == -1).all()
     assert (cells[:, 12:] == -1).all()
+
+
+def test_anchors_across_the_border_are_left_out_before_matching(rpn):
+    """Objects at the border claim the best anchors inside, which a later mask would take away."""
+    rpn.anchor_boundary_thresh = 0
+    anchors = rpn.anchor_generator([torch.zeros(1, 4, 20, 20)])
+    (boxes,) = anchors
+    inside = boxes.inside_box((40, 72))
+    claims_lost_by_a_later_mask = 0
+    for _ in range(20):
+        corners = torch.rand(4, 2) * torch.tensor([56.0, 24.0])
+        objs = objects(
+            (40, 72), torch.cat([corners, corners + 8 + 8 * torch.rand(4, 2)], 1).tolist()
+        )
+        (labels,), (gt_boxes,) = rpn.label_and_sample_anchors(anchors, [objs])
+        index, expected = rpn.anchor_matcher(pairwise_iou(objs.gt_boxes, boxes[inside]))
+        assert torch.equal(labels[inside], expected)
+        assert (labels[~inside] == -1).all()
+        assert torch.equal(gt_boxes[inside], objs.gt_boxes.tensor[index])
+        _, of_all = rpn.anchor_matcher(pairwise_iou(objs.gt_boxes, boxes))
+        claims_lost_by_a_later_mask += int((of_all[inside] != expected).sum())
+    assert claims_lost_by_a_later_mask > 0
 
 
 def test_an_object_that_no_anchor_touches_claims_none(rpn):
@@ -210,24 +233,42 @@ def test_the_mask_head_under_other_roi_heads_is_one_line(mask_cfg):
         model([image((96, 128), [[10, 10, 60, 60]])])
 
 
-def test_the_mask_heads_cap_keeps_weights_and_masks_of_the_same_positives():
-    def batch(start, count):
-        classes = torch.tensor([0, 3] * count)  # every other one is background
-        ids = torch.arange(start, start + 2 * count)
-        return Instances((9, 9), gt_classes=classes, loss_weight=ids.float(), mask_id=ids)
+def box_output(proposals):
+    """What the box head hands on: its positives, each with its id as the weight."""
+    classes = torch.cat([p.gt_classes for p in proposals])
+    positives = find_positives(classes, 3)
+    candidates = Candidates(torch.zeros(len(classes), 3), classes, positives)
+    ids = torch.cat([p.mask_id for p in proposals])
+    zero = torch.zeros(())
+    return LossOutput({}, ids[positives].float(), zero, zero, candidates, len(positives) > 0)
 
-    kept = limit_foreground([batch(0, 150), batch(300, 150)], num_classes=3, maximum=200)
+
+def regions(start, count):
+    classes = torch.tensor([0, 3] * count)  # every other one is background
+    return Instances((9, 9), gt_classes=classes, mask_id=torch.arange(start, start + 2 * count))
+
+
+def test_the_mask_heads_cap_keeps_weights_and_masks_of_the_same_positives():
+    proposals = [regions(0, 150), regions(300, 150)]
+    kept = choose_positives(proposals, box_output(proposals), maximum=200)
     assert sum(len(k) for k in kept) == 200
     assert all(50 < len(k) < 150 for k in kept)
     for part, low in zip(kept, (0, 300), strict=True):
         assert torch.equal(part.loss_weight.long(), part.mask_id)
         assert (part.gt_classes == 0).all()
         assert ((part.mask_id >= low) & (part.mask_id < low + 300)).all()
+        assert (part.mask_id.diff() > 0).all()
 
 
-def test_the_cap_leaves_a_smaller_batch_alone():
-    instances = [Instances((9, 9), gt_classes=torch.tensor([0, 3, 1]))]
-    assert limit_foreground(instances, num_classes=3, maximum=2) is instances
+def test_a_smaller_batch_keeps_all_its_positives_in_order():
+    proposals = [
+        regions(0, 2),
+        Instances((9, 9), gt_classes=torch.zeros(0).long(), mask_id=torch.zeros(0).long()),
+        regions(10, 1),
+    ]
+    kept = choose_positives(proposals, box_output(proposals), maximum=3)
+    assert [k.mask_id.tolist() for k in kept] == [[0, 2], [], [10]]
+    assert [k.loss_weight.tolist() for k in kept] == [[0.0, 2.0], [], [10.0]]
 
 
 def test_a_model_without_detections_returns_empty_instances(mask_cfg):

@@ -1,13 +1,16 @@
 """The page and the table of classes."""
 
 import csv
+import io
 import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers.browser import Browser
 from helpers.made_detections import SIDE, made
 from PIL import Image
 
@@ -17,9 +20,49 @@ from rs_d2.report.page import report_html, write_report
 from rs_d2.report.per_class import COLUMNS, per_class_rows, write_per_class
 from rs_d2.report.worst_images import worst_images
 
+HOSTILE = (
+    "<script>document.title = 'script'</script>",
+    "<img src=x onerror=\"document.title = 'img'\">",
+    "</td></table></details><h1>out</h1>",
+    "{{ 7 * 7 }} {% raise %}",
+    "\" autofocus onfocus=\"document.title = 'onfocus'",
+    "<!-- & &amp; $\\frac{",
+    "two\nlines",
+    "</svg><style>* { display: none }</style>",
+)
 
-def evaluated(style, iou_type="bbox", **size):
+
+class Page(HTMLParser):
+    """What a page consists of: its elements and, by cell, heading or caption, its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.texts = [], {"td": [], "h1": [], "title": [], "figcaption": []}
+        self._open = None
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag in self.texts:
+            self._open = tag
+            self.texts[tag].append("")
+
+    def handle_endtag(self, tag):
+        self._open = None if tag == self._open else self._open
+
+    def handle_data(self, data):
+        if self._open is not None:
+            self.texts[self._open][-1] += data
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.elements)
+
+
+def evaluated(style, iou_type="bbox", names=(), **size):
     content, results = made(style, **size)
+    for category, name in zip(content["categories"], names, strict=False):
+        category["name"] = name
     truth = ground_truth_from(content, style)
     found = detections_from(results, truth, iou_type)
     return content, evaluate_detections(truth, found, iou_type)
@@ -84,15 +127,57 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path, style):
     assert all(address.startswith(("data:", "#")) for address in addresses)
     assert "url(http" not in page
     assert "@import" not in page
-    assert "<script" not in page
-    assert "model &lt;A&gt; &amp; &quot;B&quot;" in page
-    assert page.count("<svg") == 6
+    found = Page(page)
+    assert not {"script", "link", "iframe", "base"} & {tag for tag, _ in found.elements}
+    assert found.texts["h1"] == found.texts["title"][:1] == ['model <A> & "B"']
+    assert found.count("svg") == 6
+    assert found.count("img") == 12
+    assert found.count("details") == 2
+    assert len(found.texts["figcaption"]) == 18
     for figure in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(figure)
     for value in (boxes.summary["AP"], masks.summary["oLRP"]):
         assert f"<td>{value:.1f}</td>" in page
     assert ("rare" in page) == (style == "lvis")
     assert (tmp_path / "out" / "per_class_segm.csv").is_file()
+
+
+def hostile_page():
+    """A page whose title and class names try to be more than text."""
+    _, evaluation = evaluated("lvis", seed=5, names=HOSTILE, num_images=60)
+    return report_html({"bbox": evaluation}, HOSTILE[0], None, None, {HOSTILE[1]: HOSTILE[2]})
+
+
+def test_hostile_names_stay_text():
+    page = hostile_page()
+    hostile, harmless = Page(page), Page(report_html({"bbox": evaluated("lvis", seed=5)[1]}, "m"))
+    for name in HOSTILE:
+        assert name in hostile.texts["td"]
+    assert hostile.texts["h1"] == [HOSTILE[0]]
+    assert hostile.count("script") == 0
+    for tag in ("h1", "img", "style", "details", "svg"):
+        assert hostile.count(tag) == harmless.count(tag), tag
+    assert not any(key.startswith("on") for _, attrs in hostile.elements for key in attrs)
+
+
+def test_a_browser_shows_the_page_as_it_is_meant(tmp_path):
+    address = (tmp_path / "page.html").as_uri()
+    with Browser(tmp_path / "profile") as browser:
+        (tmp_path / "page.html").write_text(hostile_page(), encoding="utf-8")
+        browser.open(address, 1000, 2000)
+        assert browser.evaluate("document.title") == HOSTILE[0]  # no script has set another
+        cells = browser.evaluate("[...document.querySelectorAll('td')].map(c => c.textContent)")
+        assert set(HOSTILE) <= set(cells)
+        loaded = "[...document.images].map(image => image.naturalWidth)"
+        assert browser.evaluate(loaded) == [720] * 6
+        assert (
+            browser.evaluate("document.documentElement.scrollWidth") == 1000
+        )  # nothing sticks out
+        assert [a for a in browser.requests if not a.startswith("data:")] == [address]
+        picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
+    pixels = np.asarray(picture).astype(int)
+    assert (pixels.std(axis=-1) > 20).mean() > 0.002  # the colours of curves and boxes
+    assert (pixels == 0xE6).all(-1).mean() > 0.1  # the blank images
 
 
 def test_a_page_about_nothing_found_can_be_made():

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from rs_d2.losses.kernel.inputs import index_positives
+from rs_d2.losses.kernel.inputs import Survey, index_positives
 from rs_d2.losses.kernel.negatives import Negatives, find_negatives
-from rs_d2.losses.kernel.ranking import Windows, make_windows, spread_line, sum_steps
+from rs_d2.losses.kernel.processes import are_joined, gather_columns, num_joined, reduce_
+from rs_d2.losses.kernel.ranking import (
+    BucketSums,
+    Windows,
+    make_windows,
+    spread_line,
+    sum_steps,
+)
 
 # Scores are float64; so large, their differences stay finite, and infinite ones stay the extremes.
 _LIMITS = {torch.float32: torch.finfo(torch.float32).max, torch.float64: 1e307}
@@ -18,27 +26,60 @@ _LIMITS = {torch.float32: torch.finfo(torch.float32).max, torch.float64: 1e307}
 class Batch(NamedTuple):
     """A batch with at least one positive, as every ranking loss sees it.
 
-    ``logits``: [N]; ``index``: int64 [P], ascending positions of the positives; ``scores``: their
-    logits; ``false_positives``: ``F(i) = sum over negatives n of H(s_n - s_i)``; both float64 [P].
+    ``logits``: [N]; ``index``: int64, ascending positions of this process's positives. All else is
+    of the positives of all processes that share the ranking, [P] in float64: ``scores``, their
+    logits; ``labels``, their targets; ``extras``: further numbers [C, P]; ``false_positives``:
+    ``F(i) = sum over negatives n of H(s_n - s_i)``. ``own``: where this process's positives lie.
     """
 
     logits: Tensor
     index: Tensor
+    own: slice
     scores: Tensor
+    labels: Tensor
+    extras: Tensor
     windows: Windows
     negatives: Negatives
     false_positives: Tensor
 
 
-def open_batch(logits: Tensor, targets: Tensor, num_positives: int, delta: float) -> Batch:
-    """Find positives and negatives and let them meet; ``logits`` without NaN, P >= 1."""
-    index = index_positives(targets, num_positives)
+def open_batch(
+    logits: Tensor, targets: Tensor, found: Survey, delta: float, *extras: Tensor
+) -> Batch:
+    """Find positives and negatives and let them meet.
+
+    Args:
+        logits: [N], without NaN.
+        targets: [N].
+        found: the survey of both; at least one positive in all.
+        delta: half width of the ramp.
+        extras: further numbers of this process's positives, each of their number.
+    """
+    index = index_positives(targets, found.num_positives)
     limit = _LIMITS[logits.dtype]
-    scores = logits[index].double().clamp_(-limit, limit)
+    rows = (logits[index], targets[index], *extras)
+    columns = torch.stack([row.double() for row in rows])
+    start = 0
+    if are_joined():
+        columns = gather_columns(columns, found.counts)
+        start = sum(found.counts[: dist.get_rank()])
+    scores = columns[0].clamp_(-limit, limit)
     windows = make_windows(scores, delta)
     negatives = find_negatives(logits, targets, windows)
-    false_positives = sum_steps(negatives.sums(), windows)
-    return Batch(logits, index, scores, windows, negatives, false_positives)
+    sums = negatives.sums()
+    if are_joined():
+        sums = BucketSums(*reduce_(torch.stack([*sums])))
+    return Batch(
+        logits=logits,
+        index=index,
+        own=slice(start, start + found.num_positives),
+        scores=scores,
+        labels=columns[1],
+        extras=columns[2:],
+        windows=windows,
+        negatives=negatives,
+        false_positives=sum_steps(sums, windows),
+    )
 
 
 def working_precision(values: Tensor) -> Tensor:
@@ -63,7 +104,8 @@ def place_gradient(batch: Batch, of_positives: Tensor, weights: Tensor | None = 
     else:
         gradient = batch.negatives.spread(spread_line(weights, batch.windows))
     # One value per place, so the order of writing does not matter.
-    return gradient.index_copy_(0, batch.index, of_positives.to(gradient.dtype))
+    gradient.index_copy_(0, batch.index, of_positives[batch.own].to(gradient.dtype))
+    return gradient.mul_(num_joined()) if are_joined() else gradient
 
 
 def blank_terms(logits: Tensor, num_losses: int, value: float = 0.0) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rs_d2.losses.kernel.device_dispatch import takes_cpu_path
+from rs_d2.losses.kernel.processes import are_joined, gather_rows
 
 _MAX_DELTA = 1e12
 _ROUNDING = 1e-6  # an IoU of 1 computed in float32 may lie this far above it
@@ -17,11 +18,18 @@ _ROUNDING = 1e-6  # an IoU of 1 computed in float32 may lie this far above it
 class Survey(NamedTuple):
     """What the host must know of a batch.
 
-    ``num_positives``: P; ``has_nan``: some logit that takes part is NaN.
+    ``num_positives``: P of this process; ``has_nan``: some logit that takes part is NaN, in any
+    process of the ranking; ``counts``: P of each of these processes.
     """
 
     num_positives: int
     has_nan: bool
+    counts: tuple[int, ...]
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether there is nothing to rank, or nothing that can be ranked."""
+        return self.has_nan or sum(self.counts) == 0
 
 
 def check_arguments(loss: str, logits: Tensor, targets: Tensor, delta: float) -> None:
@@ -53,13 +61,21 @@ def survey(loss: str, logits: Tensor, targets: Tensor) -> Survey:
     Raises:
         ValueError: a target is NaN or above 1.
     """
-    if len(logits) == 0:
-        return Survey(0, False)
-    look = _look_on_cpu if takes_cpu_path(logits) else _look_on_device
-    largest_target, found = look(logits, targets)
-    if not largest_target <= 1 + _ROUNDING:
+    largest_target, num_positives, has_nan = 0.0, 0, False
+    if len(logits):
+        look = _look_on_cpu if takes_cpu_path(logits) else _look_on_device
+        largest_target, num_positives, has_nan = look(logits, targets)
+    is_wrong = not largest_target <= 1 + _ROUNDING
+    rows = [[num_positives, has_nan, is_wrong]]
+    if are_joined():  # all must know before one raises, or the others would wait for it
+        rows = gather_rows(rows[0], logits.device)
+    if is_wrong:
         raise ValueError(f"{loss}: targets must be at most 1, {_describe_wrong(targets)}")
-    return found
+    if any(row[2] for row in rows):
+        rank = next(i for i, row in enumerate(rows) if row[2])
+        raise ValueError(f"{loss}: targets must be at most 1, process {rank} has others")
+    counts = tuple(int(row[0]) for row in rows)
+    return Survey(num_positives, any(row[1] for row in rows), counts)
 
 
 def index_positives(targets: Tensor, num: int) -> Tensor:
@@ -77,19 +93,20 @@ def nonzero_on_cpu(mask: np.ndarray) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask))
 
 
-def _look_on_cpu(logits: Tensor, targets: Tensor) -> tuple[float, Survey]:
+def _look_on_cpu(logits: Tensor, targets: Tensor) -> tuple[float, int, bool]:
+    """Largest target, number of positives, whether a logit that takes part is NaN."""
     logits_np, targets_np = logits.numpy(), targets.numpy()
     has_nan = bool(np.isnan(logits_np.max()))  # a maximum without NaN settles it in one pass
     if has_nan:
         has_nan = bool((np.isnan(logits_np) & (targets_np >= 0)).any())
-    return float(targets_np.max()), Survey(int(np.count_nonzero(targets_np > 0)), has_nan)
+    return float(targets_np.max()), int(np.count_nonzero(targets_np > 0)), has_nan
 
 
-def _look_on_device(logits: Tensor, targets: Tensor) -> tuple[float, Survey]:
+def _look_on_device(logits: Tensor, targets: Tensor) -> tuple[float, int, bool]:
     count = (targets > 0).sum(dtype=torch.float64)
     has_nan = (logits.isnan() & (targets >= 0)).any().double()
     found = torch.stack([targets.max().double(), count, has_nan]).tolist()
-    return found[0], Survey(int(found[1]), bool(found[2]))
+    return found[0], int(found[1]), bool(found[2])
 
 
 def _describe_wrong(targets: Tensor) -> str:

@@ -1,7 +1,8 @@
 """Detectors without proposals."""
 
+from rs_d2.modeling.dense.anchor_detector import AnchorDenseDetector
 from rs_d2.modeling.dense.atss import ATSS
-from rs_d2.modeling.dense.detector import AnchorDenseDetector
+from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.paa import PAA
 
-__all__ = ["ATSS", "PAA", "AnchorDenseDetector"]
+__all__ = ["ATSS", "PAA", "AnchorDenseDetector", "RSDenseDetector"]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from rs_d2.modeling.dense.detector import AnchorDenseDetector
-from rs_d2.modeling.dense.predictions import Positives
+from rs_d2.criterion.candidates import Candidates
+from rs_d2.modeling.dense.anchor_detector import AnchorDenseDetector
 from rs_d2.ops.boxes import centerness
 from rs_d2.targets.assign_atss import assign_atss
 
@@ -24,6 +24,6 @@ class ATSS(AnchorDenseDetector):
         """See :func:`rs_d2.targets.assign_atss.assign_atss`."""
         return assign_atss(anchors, gt_boxes, self.assign_topk)
 
-    def quality_targets(self, positives: Positives) -> Tensor:
-        """Centerness of the anchors' centres in their objects' boxes, [P]."""
-        return centerness(positives.anchors, positives.gt_boxes)
+    def quality_targets(self, candidates: Candidates) -> Tensor:
+        """Centerness of the positives' anchors in their objects' boxes, [P]."""
+        return centerness(candidates.anchors, candidates.gt_boxes)

@@ -56,24 +56,26 @@ class DenseHead(nn.Module):
                     nn.init.zeros_(layer.bias)
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """Predictions of each level.
+    def forward(self, features: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Outputs of each level.
 
         Args:
             features: per level [N, C, H, W].
 
         Returns:
-            Per level: class logits [N, a K, H, W], box deltas [N, a 4, H, W] and, where there is
-            the branch, quality logits [N, a, H, W].
+            Per level: ``logits`` of the classes [N, a K, H, W], ``deltas`` of the boxes
+            [N, a 4, H, W] and, where there is the branch, ``quality`` logits [N, a, H, W].
         """
-        logits, deltas, quality = [], [], []
+        outputs: dict[str, list[Tensor]] = {"logits": [], "deltas": []}
+        if self.quality is not None:
+            outputs["quality"] = []
         for feature, scale in zip(features, self.scales, strict=True):
             box_feature = self.bbox_tower(feature)
-            logits.append(self.cls_score(self.cls_tower(feature)))
-            deltas.append(self.bbox_pred(box_feature) * scale)
+            outputs["logits"].append(self.cls_score(self.cls_tower(feature)))
+            outputs["deltas"].append(self.bbox_pred(box_feature) * scale)
             if self.quality is not None:
-                quality.append(self.quality(box_feature))
-        return (logits, deltas, quality) if self.quality is not None else (logits, deltas)
+                outputs["quality"].append(self.quality(box_feature))
+        return outputs
 
 
 def _conv(channels: int, norm: str) -> Conv2d:

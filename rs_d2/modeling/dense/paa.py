@@ -14,10 +14,11 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
-from rs_d2.losses.boxes import BOX_LOSSES, BoxLoss
+from rs_d2.criterion.candidates import Candidates
+from rs_d2.criterion.tasks import BOX_LOSSES, TaskLoss
 from rs_d2.losses.classification import focal_loss
-from rs_d2.modeling.dense.detector import AnchorDenseDetector
-from rs_d2.modeling.dense.predictions import Positives, Predictions
+from rs_d2.modeling.dense.anchor_detector import AnchorDenseDetector, Regions
+from rs_d2.modeling.dense.predictions import Predictions
 from rs_d2.ops.boxes import aligned_iou
 from rs_d2.ops.nms import clip
 from rs_d2.targets.assign_paa import assign_by_iou, separate_by_loss
@@ -38,7 +39,7 @@ class PAA(AnchorDenseDetector):
         self,
         *,
         candidate_min_iou: float,
-        separation_box_loss: BoxLoss,
+        separation_box_loss: TaskLoss,
         separation_box_weight: float,
         focal_alpha: float,
         focal_gamma: float,
@@ -57,11 +58,12 @@ class PAA(AnchorDenseDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """The arguments of every dense detector, and PAA's own."""
         dense = cfg.MODEL.DENSE_HEAD
+        weight = dense.SEPARATION_BOX_WEIGHT
         return {
             **super().from_config(cfg),
             "candidate_min_iou": dense.CANDIDATE_MIN_IOU,
             "separation_box_loss": BOX_LOSSES[dense.CRITERION.BOX_LOSS],
-            "separation_box_weight": dense.BOX_LOSS_WEIGHT,
+            "separation_box_weight": dense.BOX_LOSS_WEIGHT if weight is None else weight,
             "focal_alpha": cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA,
             "focal_gamma": cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA,
             "score_voting": dense.SCORE_VOTING,
@@ -72,30 +74,33 @@ class PAA(AnchorDenseDetector):
         return assign_by_iou(anchors, gt_boxes, self.candidate_min_iou)
 
     @torch.no_grad()
-    def chosen(self, positives: Positives, predictions: Predictions) -> Tensor:
+    def chosen(self, candidates: Candidates, predictions: Predictions) -> Tensor:
         """Those of the cheaper component of their object's mixture; the others are negatives."""
-        logits = predictions.logits.flatten(0, 1)[positives.rows]
-        cost = focal_loss(logits, positives.gt_classes, self.focal_alpha, self.focal_gamma)
-        box_cost = self.separation_box_loss(positives.pred_boxes, positives.gt_boxes)
-        cost = cost + self.separation_box_weight * box_cost
-        levels = predictions.level_of(positives.rows % len(predictions.anchors))
-        kept = separate_by_loss(cost, positives.objects, levels, self.assign_topk)
+        cost = focal_loss(
+            candidates.positive_logits,
+            candidates.positive_classes,
+            self.focal_alpha,
+            self.focal_gamma,
+        )
+        cost = cost + self.separation_box_weight * self.separation_box_loss(candidates)
+        levels = predictions.level_of(candidates.positives % len(predictions.anchors))
+        kept = separate_by_loss(cost, candidates.objects, levels, self.assign_topk)
         return kept | ~cost.isfinite()  # a diverged model must show in the losses
 
-    def quality_targets(self, positives: Positives) -> Tensor:
-        """IoU of the decoded boxes with their objects', [P]."""
-        return aligned_iou(positives.pred_boxes.detach(), positives.gt_boxes)
+    def quality_targets(self, candidates: Candidates) -> Tensor:
+        """IoU of the positives' decoded boxes with their objects', [P]."""
+        return aligned_iou(candidates.pred_boxes.detach(), candidates.gt_boxes)
 
-    def refine(self, detections: Instances, boxes: Tensor, scores: Tensor) -> Instances:
-        """Replace each box by the mean of the candidates around it; scores and order stay."""
+    def refine(self, detections: Instances, rows: Tensor, regions: Regions) -> Instances:
+        """Replace each box by the mean of the regions around it; scores and order stay."""
         if not self.score_voting:
             return detections
-        kept = boxes.isfinite().all(1) & scores.isfinite().all(1)
+        kept = regions.boxes.isfinite().all(1) & regions.scores.isfinite().all(1)
         voted = score_voting(
             detections.pred_boxes.tensor,
             detections.pred_classes,
-            clip(boxes[kept], detections.image_size),
-            scores[kept],
+            clip(regions.boxes[kept], detections.image_size),
+            regions.scores[kept],
             self.test_score_thresh,
         )
         detections.pred_boxes = Boxes(voted)

@@ -13,20 +13,17 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.memory import retry_if_cuda_oom
+from torch import Tensor
 
-from rs_d2.modeling.build import build_detection_criterion
+from rs_d2.criterion.candidates import Candidates, find_positives
+from rs_d2.criterion.criterion import Criterion
+from rs_d2.criterion.names import name_losses
+from rs_d2.modeling.build import bias_for_prior, build_rpn_criterion
 from rs_d2.ops.boxes import PAD_MULTIPLE, centers_beyond
-from rs_d2.targets.assign_iou import foreground_index, match_by_iou
+from rs_d2.targets.assign_iou import match_by_iou
 from rs_d2.utils.d2_compat import put_scalar
-
-_LOSS_NAMES = {
-    "rank": "loss_rpn_rank",
-    "sort": "loss_rpn_sort",
-    "cls": "loss_rpn_cls",
-    "box": "loss_rpn_loc",
-}
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -34,15 +31,18 @@ class RSRPN(RPN):
     """RPN whose every anchor that is not ignored enters the ranking of the whole batch.
 
     Anchors are positive from the upper IoU threshold on, or where a ground truth overlaps them most
-    and by at least ``MODEL.RPN.LOW_QUALITY_MIN_IOU``. Anchors centred in batch padding are ignored.
+    and by at least ``MODEL.RPN.LOW_QUALITY_MIN_IOU``. Anchors centred in batch padding are ignored,
+    and with ``MODEL.RPN.BOUNDARY_THRESH`` of 0 or more those that cross the border by more pixels.
     All loss terms are multiplied by ``MODEL.RPN.LOSS_WEIGHT`` (published: 0.20).
     """
 
     @configurable
-    def __init__(self, *, criterion: nn.Module, sampler: str, **kwargs: Any) -> None:
+    def __init__(self, *, criterion: Criterion, sampler: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.criterion = criterion
         self.sampler = sampler
+        if criterion.ranking.prior_prob is not None:
+            bias_for_prior(self.rpn_head.objectness_logits, criterion.ranking.prior_prob)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -55,12 +55,9 @@ class RSRPN(RPN):
             labels=rpn.IOU_LABELS,
             low_quality_min_iou=rpn.LOW_QUALITY_MIN_IOU,
         )
-        ret["criterion"] = build_detection_criterion(rpn.CRITERION, num_classes=1)
+        ret["criterion"] = build_rpn_criterion(cfg)
         ret["sampler"] = rpn.SAMPLER
         return ret
-
-    def _subsample_labels(self, label: Tensor) -> Tensor:
-        return super()._subsample_labels(label) if self.sampler == "random" else label
 
     @torch.no_grad()
     def label_and_sample_anchors(
@@ -68,16 +65,34 @@ class RSRPN(RPN):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Label each image's anchors 1, 0 or -1 (ignored), and give each its ground-truth box.
 
+        Without a sampler, ignored anchors are left out before matching, so that a ground truth
+        claims the best of the others.
+
         Returns:
             N label tensors [A] and N tensors [A, 4] of boxes, XYXY, absolute pixels.
         """
-        gt_labels, gt_boxes = super().label_and_sample_anchors(anchors, gt_instances)
-        if self.sampler == "none":
-            all_anchors = Boxes.cat(anchors).tensor
-            for labels, instances in zip(gt_labels, gt_instances, strict=True):
-                beyond = centers_beyond(all_anchors, instances.image_size, PAD_MULTIPLE)
-                labels.masked_fill_(beyond, -1)
+        if self.sampler == "random":
+            return super().label_and_sample_anchors(anchors, gt_instances)
+        all_anchors = Boxes.cat(anchors)
+        gt_labels, gt_boxes = [], []
+        for instances in gt_instances:
+            ignored = self._ignored(all_anchors, instances.image_size)
+            iou = retry_if_cuda_oom(pairwise_iou)(instances.gt_boxes, all_anchors)
+            iou.masked_fill_(ignored.to(iou.device), 0)  # too little for any claim
+            index, labels = retry_if_cuda_oom(self.anchor_matcher)(iou)
+            gt_labels.append(labels.to(ignored.device).masked_fill_(ignored, -1))
+            if len(instances) > 0:
+                gt_boxes.append(instances.gt_boxes.tensor[index])
+            else:
+                gt_boxes.append(torch.zeros_like(all_anchors.tensor))
         return gt_labels, gt_boxes
+
+    def _ignored(self, anchors: Boxes, image_size: tuple[int, int]) -> Tensor:
+        """Anchors centred in batch padding or, with ``BOUNDARY_THRESH``, across the border."""
+        ignored = centers_beyond(anchors.tensor, image_size, PAD_MULTIPLE)
+        if self.anchor_boundary_thresh >= 0:
+            ignored |= ~anchors.inside_box(image_size, self.anchor_boundary_thresh)
+        return ignored
 
     def losses(
         self,
@@ -103,16 +118,20 @@ class RSRPN(RPN):
         self._log_counts(labels, num_images=len(gt_labels))
         # One foreground class: 0 is an object, 1 the background.
         gt_classes = torch.where(labels >= 0, 1 - labels, labels).long()
-        positives = foreground_index(gt_classes, num_classes=1)
-        logits = cat(pred_objectness_logits, dim=1).flatten()[:, None]
+        positives = find_positives(gt_classes, num_classes=1)
         deltas = cat(pred_anchor_deltas, dim=1).flatten(0, 1)[positives]
-        anchor_boxes = Boxes.cat(anchors).tensor
-        pred_boxes = self.box2box_transform.apply_deltas(
-            deltas, anchor_boxes[positives % len(anchor_boxes)]
+        all_anchors = Boxes.cat(anchors).tensor
+        positive_anchors = all_anchors[positives % len(all_anchors)]
+        candidates = Candidates(
+            logits=cat(pred_objectness_logits, dim=1).flatten()[:, None],
+            gt_classes=gt_classes,
+            positives=positives,
+            pred_boxes=self.box2box_transform.apply_deltas(deltas, positive_anchors),
+            gt_boxes=torch.stack(gt_boxes).flatten(0, 1)[positives],
+            pred_deltas=deltas,
+            anchors=positive_anchors,
         )
-        matched_boxes = torch.stack(gt_boxes).flatten(0, 1)[positives]
-        output = self.criterion(logits, gt_classes, pred_boxes, matched_boxes)
-        named = {_LOSS_NAMES[key]: loss for key, loss in output.losses.items()}
+        named = name_losses(self.criterion(candidates).losses, "rpn")
         # The ranking terms share the weight that Detectron2 gives to objectness.
         common = self.loss_weight["loss_rpn_cls"]
         return {name: loss * self.loss_weight.get(name, common) for name, loss in named.items()}

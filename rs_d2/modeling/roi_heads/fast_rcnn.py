@@ -15,10 +15,12 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rs_d2.modeling.build import build_detection_criterion, named_losses
+from rs_d2.criterion.candidates import Candidates, find_positives
+from rs_d2.criterion.criterion import Criterion, LossOutput
+from rs_d2.criterion.names import name_losses
+from rs_d2.modeling.build import bias_for_prior, build_box_criterion
 from rs_d2.modeling.inference import DecodedBoxes, detect
 from rs_d2.ops.nms import BoxTable, StoredBoxes
-from rs_d2.targets.assign_iou import foreground_index
 
 
 class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -31,7 +33,7 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @configurable
     def __init__(
-        self, input_shape: ShapeSpec, *, criterion: nn.Module, num_classes: int, **kwargs: Any
+        self, input_shape: ShapeSpec, *, criterion: Criterion, num_classes: int, **kwargs: Any
     ) -> None:
         super().__init__(input_shape, num_classes=num_classes, **kwargs)
         self.criterion = criterion
@@ -39,46 +41,57 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
             nn.init.normal_(self.cls_score.weight, std=0.01)
             nn.init.zeros_(self.cls_score.bias)
+            if criterion.ranking.prior_prob is not None:
+                bias_for_prior(self.cls_score, criterion.ranking.prior_prob)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Detectron2's arguments and the criterion."""
         ret = super().from_config(cfg, input_shape)
-        ret["criterion"] = build_detection_criterion(
-            cfg.MODEL.ROI_BOX_HEAD.CRITERION, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        )
+        ret["criterion"] = build_box_criterion(cfg)
         return ret
 
     def losses(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> dict[str, Tensor]:
+        """The named losses of :meth:`loss_output`, as Detectron2's ROI heads ask for them."""
+        return self.named_losses(self.loss_output(predictions, proposals))
+
+    def named_losses(self, output: LossOutput) -> dict[str, Tensor]:
+        """``loss_rank``, ``loss_box_reg`` and so on, times Detectron2's weights of those names."""
+        named = name_losses(output.losses)
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in named.items()}
+
+    def loss_output(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> LossOutput:
         """Losses of all regions of the batch, all their logits ranked in one list.
 
         Args:
             predictions: logits [R, K] and deltas [R, 4K], or [R, 4] for class-agnostic boxes.
             proposals: N instances with ``proposal_boxes``, ``gt_classes`` and, where the image has
-                objects, ``gt_boxes``. Each gets a field ``loss_weight``: the detached instance
-                weight of a positive, 0 for the rest.
-
-        Returns:
-            ``loss_rank``, ``loss_sort`` (or ``loss_cls``) and ``loss_box_reg``.
+                objects, ``gt_boxes``.
         """
         logits, deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
-        positives = foreground_index(gt_classes, self.num_classes)
-        classes = gt_classes[positives]
+        positives = find_positives(gt_classes, self.num_classes)
         proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])[positives]
         # An image without objects has no gt_boxes, and no positive that would read them.
         gt_boxes = cat(
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
-        pred_boxes = self.box2box_transform.apply_deltas(
-            self._deltas_of_class(deltas[positives], classes), proposal_boxes
+        deltas = self._deltas_of_class(deltas[positives], gt_classes[positives])
+        return self.criterion(
+            Candidates(
+                logits=logits,
+                gt_classes=gt_classes,
+                positives=positives,
+                pred_boxes=self.box2box_transform.apply_deltas(deltas, proposal_boxes),
+                gt_boxes=gt_boxes[positives],
+                pred_deltas=deltas,
+                anchors=proposal_boxes,
+            )
         )
-        output = self.criterion(logits, gt_classes, pred_boxes, gt_boxes[positives])
-        _attach_weights(proposals, positives, output.weights)
-        named = named_losses(output.losses)
-        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in named.items()}
 
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -138,12 +151,3 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
         return deltas.unflatten(1, (-1, 4))[
             torch.arange(len(classes), device=classes.device), classes
         ]
-
-
-def _attach_weights(proposals: list[Instances], positives: Tensor, weights: Tensor) -> None:
-    """Let each region carry its instance weight to the mask head, through any later selection."""
-    counts = [len(p) for p in proposals]
-    per_region = weights.new_zeros(sum(counts))
-    per_region[positives] = weights
-    for instances, part in zip(proposals, per_region.split(counts), strict=True):
-        instances.loss_weight = part

@@ -15,8 +15,9 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
-from rs_d2.criterion.criterion import MaskCriterion
-from rs_d2.modeling.build import build_mask_criterion
+from rs_d2.criterion.candidates import only_positives
+from rs_d2.criterion.tasks import MASK_LOSSES, TaskLoss
+from rs_d2.criterion.weights import weighted_mean
 from rs_d2.utils.errors import UserError
 
 
@@ -28,31 +29,55 @@ class RSMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
     """
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, criterion: MaskCriterion, **kwargs: Any) -> None:
+    def __init__(
+        self, input_shape: ShapeSpec, *, task_loss: TaskLoss, weighted: bool, **kwargs: Any
+    ) -> None:
         super().__init__(input_shape, **kwargs)
-        self.criterion = criterion
+        # Functions and no modules: this head is a sequence, which would run them as its layers.
+        self.task_loss = task_loss
+        self.weighted = weighted
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Detectron2's arguments and the criterion."""
-        ret = super().from_config(cfg, input_shape)
-        ret["criterion"] = build_mask_criterion(cfg.MODEL.ROI_MASK_HEAD.CRITERION)
-        return ret
+        """Detectron2's arguments, the loss and whether it is weighted."""
+        node = cfg.MODEL.ROI_MASK_HEAD.CRITERION
+        return {
+            **super().from_config(cfg, input_shape),
+            "task_loss": MASK_LOSSES[node.LOSS],
+            "weighted": node.WEIGHTS == "box_head",
+        }
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
         """``{"loss_mask": ...}`` in training, the instances with ``pred_masks`` otherwise."""
         if not self.training:
             return super().forward(x, instances)
+        return {"loss_mask": self.mean_loss(x, instances)[0]}
+
+    def mean_loss(self, x: Tensor, instances: list[Instances]) -> tuple[Tensor, Tensor]:
+        """The weighted mean of the masks' losses, and the logits [P, S, S] that they come from.
+
+        Args:
+            x: features [P, C, H, W].
+            instances: N instances, P in all, with ``proposal_boxes``, ``gt_classes``, ``gt_masks``
+                and ``loss_weight``.
+
+        Returns:
+            The loss is a zero attached to the graph where P = 0.
+        """
         if not all(i.has("loss_weight") for i in instances):
             raise UserError(
                 "MODEL.ROI_MASK_HEAD.NAME: RSMaskRCNNConvUpsampleHead needs the weights that "
                 "MODEL.ROI_HEADS.NAME RSROIHeads gives to its positives"
             )
-        mask_logits = self.layers(x)
-        logits = _own_class(mask_logits, cat([i.gt_classes for i in instances]))
-        gt_masks = _gt_masks(instances, mask_logits.shape[-1]).to(logits.device)
+        all_logits = self.layers(x)
+        gt_classes = cat([i.gt_classes for i in instances])
+        mask_logits = _own_class(all_logits, gt_classes)
+        gt_masks = _gt_masks(instances, all_logits.shape[-1]).to(mask_logits.device)
+        values = self.task_loss(only_positives(gt_classes, mask_logits, gt_masks))
         weights = cat([i.loss_weight for i in instances])
-        return {"loss_mask": self.criterion(logits, gt_masks, weights) * self.loss_weight}
+        if not self.weighted:
+            weights = torch.ones_like(weights)
+        return weighted_mean(values, weights) * self.loss_weight, mask_logits
 
 
 class MaskRows:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from rs_d2.criterion.balancing import BALANCERS
+from rs_d2.criterion.criterion import LossOutput
+from rs_d2.losses import across_processes
+from rs_d2.modeling.build import build_mask_balancer
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
-from rs_d2.modeling.roi_heads.mask_head import MaskRows
-from rs_d2.targets.assign_iou import foreground_index, match_by_iou
+from rs_d2.modeling.roi_heads.mask_head import MaskRows, RSMaskRCNNConvUpsampleHead
+from rs_d2.targets.assign_iou import match_by_iou
 from rs_d2.utils.d2_compat import put_scalar
 
 # From the IoU of objects and regions to each region's object and label (1, 0 or -1).
@@ -36,8 +39,6 @@ class RSROIHeads(StandardROIHeads):
     """
 
     predictor_class: type[nn.Module] = RSFastRCNNOutputLayers
-    # The losses, where there are such, whose sum the mask loss is balanced to.
-    classification_losses: tuple[str, ...] = ("loss_rank", "loss_sort", "loss_cls")
 
     @configurable
     def __init__(
@@ -60,7 +61,7 @@ class RSROIHeads(StandardROIHeads):
             low_quality_min_iou=roi_heads.LOW_QUALITY_MIN_IOU,
         )
         ret["sampler"] = roi_heads.SAMPLER
-        ret["mask_balancer"] = BALANCERS[mask_head.CRITERION.BALANCE]()
+        ret["mask_balancer"] = build_mask_balancer(cfg)
         ret["max_mask_positives"] = mask_head.MAX_POSITIVES
         return ret
 
@@ -79,11 +80,61 @@ class RSROIHeads(StandardROIHeads):
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """Losses in training, detections otherwise; see Detectron2's ``ROIHeads.forward``."""
-        instances, losses = super().forward(images, features, proposals, targets)
-        if "loss_mask" in losses:
-            reference = sum(losses[name] for name in self.classification_losses if name in losses)
-            losses["loss_mask"] = self.mask_balancer(losses["loss_mask"], reference)
-        return instances, losses
+        if not self.training:
+            return super().forward(images, features, proposals, targets)
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        losses, box = self.box_losses(features, proposals, targets)
+        if self.mask_on:
+            losses["loss_mask"] = self.mask_loss(features, proposals, box)
+        losses.update(self._forward_keypoint(features, proposals))
+        return proposals, losses
+
+    def box_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+    ) -> tuple[dict[str, Tensor], LossOutput]:
+        """Named losses of the box head, and the output that other heads are balanced to.
+
+        Args:
+            features: by level.
+            proposals: N labelled instances.
+            targets: N instances with the ground truth, which a cascade labels anew with.
+        """
+        levels = [features[name] for name in self.box_in_features]
+        pooled = self.box_pooler(levels, [p.proposal_boxes for p in proposals])
+        predictions = self.box_predictor(self.box_head(pooled))
+        output = self.box_predictor.loss_output(predictions, proposals)
+        if self.train_on_pred_boxes:
+            with torch.no_grad():
+                boxes = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+                for instances, predicted in zip(proposals, boxes, strict=True):
+                    instances.proposal_boxes = Boxes(predicted)
+        return self.box_predictor.named_losses(output), output
+
+    def mask_loss(
+        self, features: dict[str, Tensor], proposals: list[Instances], box: LossOutput
+    ) -> Tensor:
+        """The mask head's loss over the box head's positives, balanced to its ranking.
+
+        Args:
+            features: by level.
+            proposals: N instances that ``box`` was computed from.
+            box: its positives and their weights.
+        """
+        instances = choose_positives(proposals, box, self.max_mask_positives)
+        if self.mask_pooler is None:
+            x = {name: features[name] for name in self.mask_in_features}
+        else:
+            levels = [features[name] for name in self.mask_in_features]
+            x = self.mask_pooler(levels, [i.proposal_boxes for i in instances])
+        if isinstance(self.mask_head, RSMaskRCNNConvUpsampleHead):
+            with across_processes(box.is_global):
+                loss, outputs = self.mask_head.mean_loss(x, instances)
+        else:  # one of Detectron2's
+            loss, outputs = self.mask_head(x, instances)["loss_mask"], None
+        return box.balance(self.mask_balancer, loss, outputs)
 
     @torch.no_grad()
     def label_and_sample_proposals(
@@ -135,31 +186,33 @@ class RSROIHeads(StandardROIHeads):
                 proposals.set(name, value[index])
         return proposals
 
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
-        if self.training and self.mask_on:
-            instances = limit_foreground(instances, self.num_classes, self.max_mask_positives)
-        return super()._forward_mask(features, instances)
 
-
-def limit_foreground(instances: list[Instances], num_classes: int, maximum: int) -> list[Instances]:
-    """Keep at most ``maximum`` positives of the batch, drawn at random over all images.
-
-    Every field stays with its instance, so weights and masks remain aligned.
+def choose_positives(proposals: list[Instances], box: LossOutput, maximum: int) -> list[Instances]:
+    """At most ``maximum`` positives of the batch, drawn at random over all images.
 
     Args:
-        instances: N instances with ``gt_classes``.
-        num_classes: K; classes in [0, K) are positive.
+        proposals: N instances, those that ``box`` was computed from.
+        box: its positives and their weights.
         maximum: number of positives to keep.
 
     Returns:
-        The input where it has no more positives; otherwise the drawn positives of each image in
-        their original order.
+        N instances, the positives of each image in their original order, with a further field
+        ``loss_weight``: the box head's weight of each.
     """
-    classes = torch.cat([i.gt_classes for i in instances])
-    positives = foreground_index(classes, num_classes)
-    if len(positives) <= maximum:
-        return instances
-    chosen = positives[torch.randperm(len(positives), device=positives.device)[:maximum]]
-    keep = torch.zeros_like(classes, dtype=torch.bool).index_fill_(0, chosen, True)
-    parts = keep.split([len(i) for i in instances])
-    return [i[part] for i, part in zip(instances, parts, strict=True)]
+    positives, weights = box.candidates.positives, box.weights
+    if len(positives) > maximum:
+        drawn = torch.randperm(len(positives), device=positives.device)[:maximum].sort().values
+        positives, weights = positives[drawn], weights[drawn]
+    counts = [len(p) for p in proposals]
+    ends = torch.tensor([*accumulate(counts)], device=positives.device)
+    images = torch.bucketize(positives, ends, right=True)
+    sizes = torch.bincount(images, minlength=len(proposals)).tolist()
+    chosen = []
+    starts = accumulate(counts, initial=0)
+    for instances, start, rows, weight in zip(
+        proposals, starts, positives.split(sizes), weights.split(sizes), strict=False
+    ):
+        kept = instances[rows - start]
+        kept.loss_weight = weight
+        chosen.append(kept)
+    return chosen

@@ -19,6 +19,9 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from rs_d2.criterion.criterion import LossOutput
+from rs_d2.criterion.names import name_stage
+from rs_d2.modeling.build import build_box_criterion
 from rs_d2.modeling.inference import fast_rcnn_inference
 from rs_d2.modeling.roi_heads.roi_heads import RSROIHeads
 from rs_d2.targets.assign_iou import match_by_iou
@@ -37,8 +40,6 @@ class RSCascadeROIHeads(RSROIHeads, CascadeROIHeads):
     criterion: by the mean probabilities, as in Detectron2). The mask head works on the first
     stage's regions, weighted and balanced by the first stage.
     """
-
-    classification_losses = tuple(f"{name}_stage0" for name in RSROIHeads.classification_losses)
 
     @configurable
     def __init__(self, **kwargs: Any) -> None:
@@ -63,7 +64,8 @@ class RSCascadeROIHeads(RSROIHeads, CascadeROIHeads):
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
         side = box_head.POOLER_RESOLUTION
         pooled = ShapeSpec(channels=input_shape[names[0]].channels, width=side, height=side)
-        weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+        cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+        weights = cascade.BBOX_REG_WEIGHTS
         heads = [build_box_head(cfg, pooled) for _ in weights]
         return {
             "box_in_features": names,
@@ -76,9 +78,12 @@ class RSCascadeROIHeads(RSROIHeads, CascadeROIHeads):
             "box_heads": heads,
             "box_predictors": [
                 cls.predictor_class(
-                    cfg, head.output_shape, box2box_transform=Box2BoxTransform(weights=stage)
+                    cfg,
+                    head.output_shape,
+                    box2box_transform=Box2BoxTransform(weights=stage),
+                    criterion=build_box_criterion(cfg, positive_iou=iou),
                 )
-                for head, stage in zip(heads, weights, strict=True)
+                for head, stage, iou in zip(heads, weights, cascade.IOUS, strict=True)
             ],
         }
 
@@ -87,10 +92,8 @@ class RSCascadeROIHeads(RSROIHeads, CascadeROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances] | None = None,
-    ) -> Any:
+    ) -> list[Instances]:
         levels = [features[name] for name in self.box_in_features]
-        if self.training:
-            return self._train_stages(levels, proposals, targets)
         sizes = [p.image_size for p in proposals]
         boxes, predictions = (), []
         for stage, predictor in enumerate(self.box_predictor):
@@ -102,21 +105,25 @@ class RSCascadeROIHeads(RSROIHeads, CascadeROIHeads):
         limits = predictor.test_score_thresh, predictor.test_nms_thresh
         return fast_rcnn_inference(boxes, scores, sizes, *limits, predictor.test_topk_per_image)[0]
 
-    def _train_stages(
-        self, levels: list[Tensor], proposals: list[Instances], targets: list[Instances]
-    ) -> dict[str, Tensor]:
-        """Losses of all stages, each name with the suffix ``_stage0`` and so on."""
-        boxes, losses = (), {}
+    def box_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+    ) -> tuple[dict[str, Tensor], LossOutput]:
+        """Losses of all stages, named with ``_stage0`` and so on, and the first stage's output."""
+        levels = [features[name] for name in self.box_in_features]
+        boxes, losses, outputs = (), {}, []
         for stage, predictor in enumerate(self.box_predictor):
             with get_event_storage().name_scope(f"stage{stage}"):
                 if stage > 0:
                     proposals = self._next_proposals(boxes, targets, stage)
                 predictions = self._run_stage(levels, proposals, stage)
-                stage_losses = predictor.losses(predictions, proposals)
-            losses.update({f"{name}_stage{stage}": loss for name, loss in stage_losses.items()})
+                outputs.append(predictor.loss_output(predictions, proposals))
+            losses.update(name_stage(predictor.named_losses(outputs[-1]), stage))
             with torch.no_grad():
                 boxes = predictor.predict_boxes(predictions, proposals)
-        return losses
+        return losses, outputs[0]
 
     @torch.no_grad()
     def _next_proposals(

@@ -1,0 +1,99 @@
+"""The one record that every head hands to its criterion.
+
+Shapes: ``R`` candidates (anchors, regions, cells) of a batch, ``K`` classes, ``P`` positives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a head scored, what each candidate should be, and what it predicts for the positives.
+
+    All that concerns positives is in the order of ``positives``. A head fills in what it has;
+    labels, weights and losses read what they need.
+
+    Attributes:
+        logits: [R, K]; with a softmax [R, K + 1], the last column the background.
+        gt_classes: [R], int64: the class in [0, K), K for the background, below 0 for ignored.
+        positives: int64 [P], ascending rows of the candidates with a class in [0, K).
+        pred_boxes: [P, 4], XYXY, pixels: the positives' decoded boxes.
+        gt_boxes: [P, 4], XYXY, pixels: their ground truths.
+        pred_deltas: [P, 4], the raw outputs that ``pred_boxes`` were decoded from.
+        anchors: [P, 4], XYXY, pixels: the boxes that they were decoded against.
+        objects: int64 [P], index of each positive's object among all of the batch.
+        mask_logits: [P, H, W].
+        gt_masks: [P, H, W], values in {0, 1}.
+        quality_logits: [P], of a branch that predicts how good a box is.
+        gt_quality: [P], in [0, 1], detached: what that branch should say.
+    """
+
+    logits: Tensor
+    gt_classes: Tensor
+    positives: Tensor
+    pred_boxes: Tensor | None = None
+    gt_boxes: Tensor | None = None
+    pred_deltas: Tensor | None = None
+    anchors: Tensor | None = None
+    objects: Tensor | None = None
+    mask_logits: Tensor | None = None
+    gt_masks: Tensor | None = None
+    quality_logits: Tensor | None = None
+    gt_quality: Tensor | None = None
+
+    @property
+    def positive_classes(self) -> Tensor:
+        """Classes of the positives, int64 [P]."""
+        return self.gt_classes[self.positives]
+
+    @property
+    def positive_logits(self) -> Tensor:
+        """All logits of the positives, [P, K] (or [P, K + 1])."""
+        return self.logits[self.positives]
+
+    def keep(self, mask: Tensor, background: int) -> Candidates:
+        """The record in which only the positives where the mask [P] is true remain positives.
+
+        Args:
+            mask: bool [P].
+            background: the class that the others get, K.
+        """
+        index = mask.nonzero().squeeze(1)  # once: on a GPU the host waits for it
+        gt_classes = self.gt_classes.index_fill(0, self.positives, background)
+        positives = self.positives[index]
+        gt_classes[positives] = self.gt_classes[positives]
+        kept = {
+            field.name: value[index]
+            for field in fields(self)
+            if field.name not in ("logits", "gt_classes", "positives")
+            and (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, gt_classes=gt_classes, positives=positives, **kept)
+
+
+def find_positives(gt_classes: Tensor, num_classes: int) -> Tensor:
+    """Rows with a class in [0, K), ascending, int64 [P]; on a GPU the host waits for their number.
+
+    Args:
+        gt_classes: [R]; K is the background, below 0 is ignored.
+        num_classes: K.
+    """
+    return ((gt_classes >= 0) & (gt_classes < num_classes)).nonzero().squeeze(1)
+
+
+def only_positives(gt_classes: Tensor, mask_logits: Tensor, gt_masks: Tensor) -> Candidates:
+    """The record of a head that sees positives alone and scores none, such as a mask head.
+
+    Args:
+        gt_classes: int64 [P].
+        mask_logits: [P, H, W].
+        gt_masks: [P, H, W].
+    """
+    rows = torch.arange(len(gt_classes), device=gt_classes.device)
+    logits = mask_logits.new_zeros(len(gt_classes), 0)
+    return Candidates(logits, gt_classes, rows, mask_logits=mask_logits, gt_masks=gt_masks)
