@@ -63,14 +63,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Evaluate, write what is asked for and show the numbers."""
     require_detectron2()
-    from rs_d2.coco.ground_truth import ground_truth_from
-    from rs_d2.coco.image_files import read_json
+    from rs_d2.coco.ground_truth import read_ground_truth
+    from rs_d2.coco.json_files import read_json
+    from rs_d2.coco.reading import read_to_evaluate
     from rs_d2.coco.results import detections_from
     from rs_d2.evaluation import METRICS, evaluate_detections, evaluate_fixed_ap
     from rs_d2.report.class_counts import count_objects
     from rs_d2.report.per_class import write_per_class
 
-    truth = ground_truth_from(read_json(args.gt), args.format, str(args.gt))
+    truth = read_ground_truth(args.gt, args.format)
     if args.format == "lvis" and truth.known is None:
         print(f"{args.gt}: no neg_category_ids, taken as annotated throughout", file=sys.stderr)
     found = detections_from(read_json(args.results), truth, args.iou_type, str(args.results))
@@ -84,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
     with atomic_write(args.output, "w") as file:
         file.write(json.dumps(flat, indent=2) + "\n")
     _show(evaluation.engine, summary)
-    counts = None if args.train_gt is None else count_objects(read_json(args.train_gt), truth)
+    counts = None
+    if args.train_gt is not None:
+        counts = count_objects(read_to_evaluate(args.train_gt).annotations, truth)
     if args.per_class is not None:
         write_per_class(args.per_class, evaluation, counts)
     if args.report is not None:

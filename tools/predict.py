@@ -133,7 +133,7 @@ def _only_video(args: argparse.Namespace, is_video: Any) -> str | None:
 def _ids(args: argparse.Namespace, predictor: Any, files: Sequence[Any]) -> Any:
     if args.gt_json is None:
         return None
-    from rs_d2.coco.image_files import read_json
+    from rs_d2.coco.json_files import read_json
     from rs_d2.prediction.inputs import check_targets
     from rs_d2.prediction.result_files import INDEX, RESULTS, ids_of_ground_truth
 

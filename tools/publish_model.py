@@ -96,7 +96,7 @@ def _checked_name(name: str) -> str:
 
 def _metrics(path: Path) -> dict[str, float]:
     """The metrics of a run's file, by task and name."""
-    from rs_d2.coco.image_files import read_json
+    from rs_d2.coco.json_files import read_json
     from rs_d2.engine.results import flat_metrics
 
     content = read_json(path)

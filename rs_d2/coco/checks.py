@@ -1,25 +1,88 @@
-"""Checks of json entries, whose failures name the entry, the field and what was found there."""
+"""What is wrong with the content of a json, found column by column and told entry by entry."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-
-class EntryError(Exception):
-    """A problem with an entry; the caller puts the file's name in front."""
-
-
-def expect(entry: dict, name: str, where: str, expected: str, fits: Callable[[Any], Any]) -> None:
-    """Raise an :class:`EntryError` unless ``fits`` accepts the entry's field ``name``."""
-    if not fits(entry.get(name)):
-        raise EntryError(f"{where}: {name}: expected {expected}, found {show(entry, name)}")
+from rs_d2.coco.columns import box_column, index_column, is_box, is_id
+from rs_d2.coco.records import FREQUENCIES
 
 
-def show(entry: dict, name: str) -> str:
+class Severity(Enum):
+    """What a finding means for the file."""
+
+    STOPS = "nobody can use the file"
+    STOPS_TRAINING = "the file can be evaluated on, but not trained on"
+    LEFT_OUT = "the entry, or a part of it, is left out"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong; as text it is one line.
+
+    ``entry`` is "annotation 17", or "annotations[3]" where the id cannot be told. ``expected`` is
+    empty where ``found`` says it all. ``kind`` names all findings of the same sort, if they are
+    counted.
+    """
+
+    entry: str
+    field: str
+    expected: str
+    found: str
+    severity: Severity = Severity.STOPS
+    kind: str = ""
+
+    def __str__(self) -> str:
+        told = f"expected {self.expected}, found {self.found}" if self.expected else self.found
+        return ": ".join(part for part in (self.entry, self.field, told) if part)
+
+
+def check_content(content: Any) -> Iterator[Finding]:
+    """Check every field of a COCO or LVIS json that is read anywhere.
+
+    A null is the same as no entry. Whole columns are looked at first; entries are gone through
+    only where a column is known to have a bad one, and only as far as the caller asks.
+
+    Args:
+        content: what the json holds.
+
+    Yields:
+        Findings that stop everything or training; no entry is left out for these.
+    """
+    if not isinstance(content, dict):
+        yield Finding("", "", "", "neither COCO nor LVIS: the top level is not an object")
+        return
+    broken = [*_check_tables(content)]
+    yield from broken
+    if broken:
+        return
+    images, categories = content["images"], content["categories"]
+    annotations = content.get("annotations") or []
+    problems = [*_check_ids(images, "images", "an integer or a string", _is_image_id)]
+    problems += _check_ids(categories, "categories", "an integer", is_integer)
+    yield from problems
+    yield from _check_images(images)
+    yield from _check_categories(categories)
+    yield from _check_ids(annotations, "annotations", "an integer", is_integer)
+    if not problems:
+        yield from _check_annotations(annotations, images, categories)
+
+
+def label(entry: Mapping[str, Any], table: str, index: int) -> str:
+    """The name of an entry of "images", "categories" or "annotations" in messages."""
+    if not _is_image_id(entry.get("id")):
+        return f"{table}[{index}]"
+    return f"{_SINGULAR[table]} {entry['id']}"
+
+
+def show(entry: Mapping[str, Any], field: str) -> str:
     """A field's value in a few characters of one line, or that there is none."""
-    return shorten(entry[name]) if name in entry else "nothing"
+    return shorten(entry[field]) if field in entry else "nothing"
 
 
 def shorten(value: Any) -> str:
@@ -30,3 +93,122 @@ def shorten(value: Any) -> str:
 def is_integer(value: Any) -> bool:
     """Whether it is an int and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+_SINGULAR = {"images": "image", "categories": "category", "annotations": "annotation"}
+
+
+def _check_tables(content: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in ("images", "categories", "annotations"):
+        table = content.get(name)
+        if isinstance(table, list):
+            for index, entry in enumerate(table):
+                if not isinstance(entry, dict):
+                    yield Finding(f"{name}[{index}]", "", "an object", shorten(entry))
+        elif name != "annotations" or table is not None:
+            yield Finding(name, "", "a list", show(content, name))
+    for name in ("images", "categories"):
+        if content.get(name) == []:
+            yield Finding(name, "", "", "the list is empty")
+
+
+def _check_ids(
+    entries: Sequence[dict], table: str, expected: str, fits: Callable[[Any], bool]
+) -> Iterator[Finding]:
+    ids = [entry.get("id") for entry in entries]
+    wrong = [i for i, identity in enumerate(ids) if not fits(identity)]
+    for index in wrong:
+        yield Finding(f"{table}[{index}]", "id", expected, show(entries[index], "id"))
+    if wrong:
+        return
+    if len(set(map(type, ids))) > 1:
+        told = "some are integers and some are strings"
+        yield Finding(f"{_SINGULAR[table]} ids", "", "", told)
+    if len(set(ids)) < len(ids):
+        for identity, count in Counter(ids).items():
+            if count > 1:
+                told = f"the id occurs {count} times"
+                yield Finding(f"{_SINGULAR[table]} {identity}", "", "", told)
+
+
+def _check_images(images: Sequence[dict]) -> Iterator[Finding]:
+    for index, image in enumerate(images):
+        where = label(image, "images", index)
+        for side in ("width", "height"):
+            if not (is_integer(image.get(side)) and image[side] > 0):
+                yield Finding(where, side, "a positive integer", show(image, side))
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if image.get(name) is not None and not _is_integers(image[name]):
+                yield Finding(where, name, "a list of integers", show(image, name))
+        name = "coco_url" if image.get("coco_url") and not image.get("file_name") else "file_name"
+        if not _is_text(image.get(name)):
+            expected, found = "the name of a file", show(image, name)
+            yield Finding(where, name, expected, found, Severity.STOPS_TRAINING)
+
+
+def _check_categories(categories: Sequence[dict]) -> Iterator[Finding]:
+    for index, category in enumerate(categories):
+        where = label(category, "categories", index)
+        if not _is_text(category.get("name")):
+            found = show(category, "name")
+            yield Finding(where, "name", "a name", found, Severity.STOPS_TRAINING)
+        group = category.get("frequency")
+        if group is not None and group not in FREQUENCIES:
+            yield Finding(where, "frequency", "r, c or f", show(category, "frequency"))
+
+
+def _check_annotations(
+    annotations: Sequence[dict], images: Sequence[dict], categories: Sequence[dict]
+) -> Iterator[Finding]:
+    for field, owners, expected in (
+        ("image_id", images, "the id of an image"),
+        ("category_id", categories, "the id of a category"),
+    ):
+        known = {owner["id"]: index for index, owner in enumerate(owners)}
+        column = [annotation.get(field) for annotation in annotations]
+        if index_column(column, known) is None:
+            fits = [is_id(value, known) for value in column]
+            yield from _misfits(annotations, field, expected, fits)
+    column = [annotation.get("bbox") for annotation in annotations]
+    if box_column(column) is None:
+        fits = map(is_box, column)
+        yield from _misfits(annotations, "bbox", "four numbers [x, y, width, height]", fits)
+    fits = (not a.get("segmentation") or _is_mask(a["segmentation"]) for a in annotations)
+    yield from _misfits(annotations, "segmentation", "polygons or a run-length mask", fits)
+
+
+def _misfits(
+    annotations: Sequence[dict], field: str, expected: str, fits: Iterator[bool] | list[bool]
+) -> Iterator[Finding]:
+    """A finding for each annotation that does not fit."""
+    for index, (annotation, good) in enumerate(zip(annotations, fits, strict=True)):
+        if not good:
+            where = label(annotation, "annotations", index)
+            yield Finding(where, field, expected, show(annotation, field))
+
+
+def _is_image_id(value: Any) -> bool:
+    return is_integer(value) or _is_text(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_integers(value: Any) -> bool:
+    return isinstance(value, list) and set(map(type, value)) <= {int}
+
+
+def _is_mask(value: Any) -> bool:
+    if isinstance(value, dict):
+        counts = value.get("counts")
+        return _is_integers(value.get("size")) and (_is_text(counts) or _is_integers(counts))
+    return isinstance(value, list) and all(map(_is_piece, value))
+
+
+def _is_piece(value: Any) -> bool:
+    """A list of numbers, told by its sum: files may hold hundreds of millions of coordinates."""
+    try:
+        return isinstance(value, list) and type(sum(value)) in (int, float)
+    except (TypeError, OverflowError):
+        return False

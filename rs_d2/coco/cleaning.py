@@ -1,115 +1,150 @@
-"""Leave out single annotations that nobody can train or evaluate on; plain Python."""
+"""Leave out single annotations that nobody can train or evaluate on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-NO_AREA = "boxes without area"
-NOT_FINITE = "boxes that are not finite"
-OUTSIDE = "boxes outside their image"
-NO_MASK = "annotations without a mask"
-BAD_POLYGON = "polygons with fewer than 3 points, an odd count or a number that is not finite"
-BAD_RUNS = "run-length masks of another size than their image"
-MINORITY = "masks in a file that mostly has none"
+import numpy as np
+
+from rs_d2.coco.checks import Finding, Severity, show
+from rs_d2.coco.rle import run_totals
+
+_Problem = tuple[str, str, str]  # field, name of all such findings, what was expected
+_NO_AREA = ("bbox", "boxes without area", "a width and a height above 0")
+_NOT_FINITE = ("bbox", "boxes that are not finite", "four finite numbers")
+_OUTSIDE = ("bbox", "boxes outside their image", "a box with a part in the image")
+_NO_MASK = ("segmentation", "annotations without a mask", "a mask, as most annotations have one")
+_MINORITY = ("segmentation", "masks in a file that mostly has none", "none, as most have none")
+_BAD_RUNS = (
+    "segmentation",
+    "run-length masks of another size than their image",
+    "runs that cover the image",
+)
+_BAD_POLYGON = (
+    "segmentation",
+    "polygons with fewer than 3 points, an odd count or a number that is not finite",
+    "polygons of at least 3 points, finite numbers in pairs",
+)
 
 
-class LeftOut:
-    """Counts what was left out, kind by kind, with the first culprit of each kind."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, list] = {}
-
-    def add(self, kind: str, annotation_id: Any) -> None:
-        """Count one more of a kind."""
-        entry = self._kinds.setdefault(kind, [0, annotation_id])
-        entry[0] += 1
-
-    def __str__(self) -> str:
-        """All kinds in one line; empty if nothing was left out."""
-        return "; ".join(
-            f"{kind} ({count}, first: annotation {first})"
-            for kind, (count, first) in self._kinds.items()
-        )
-
-
-def mostly_masks(annotations: Iterable[dict]) -> bool:
-    """Whether more than half of the annotations, crowds aside, have a segmentation."""
-    single = [a for a in annotations if not a.get("iscrowd")]
-    return 2 * sum(bool(a.get("segmentation")) for a in single) > len(single)
-
-
-def clean_annotations(
-    annotations: Iterable[dict],
-    sizes: Mapping[Any, tuple[int, int]],
-    has_masks: bool,
-    left_out: LeftOut,
-) -> list[dict]:
+def clean_content(content: Mapping[str, Any]) -> tuple[list[dict], bool, list[Finding]]:
     """Keep the annotations that have a box with area in the image and, with masks, a mask.
 
-    Boxes that reach over the border stay as they are: training clips them, and the numbers of
-    official files stay the official ones. Broken pieces of a segmentation are left out.
+    Masks count if more than half of the annotations, crowds aside, have one. Boxes that reach over
+    the border are not changed: training clips them, and the numbers of official files stay the
+    official ones. Broken polygons of a mask are left out.
 
     Args:
-        annotations: entries with `id`, `image_id`, `bbox` (XYWH, pixels) of the right types.
-        sizes: (width, height) by image id.
-        has_masks: every annotation must have a mask; otherwise masks are not looked at.
-        left_out: counts what is dropped.
+        content: of a json that ``check_content`` finds nothing wrong with.
 
     Returns:
-        The entries, copied where changed.
+        The annotations that are kept, copied where changed, those with `ignore` with `iscrowd`,
+        too; whether all of them have a mask (else none has); and what was found.
     """
-    kept = []
-    for annotation in annotations:
-        width, height = sizes[annotation["image_id"]]
-        problem = _box_problem(annotation["bbox"], width, height)
-        if problem:
-            left_out.add(problem, annotation["id"])
-        elif has_masks:
-            annotation = _clean_mask(annotation, width, height, left_out)
-            kept += [annotation] if annotation else []
-        else:
-            if annotation.get("segmentation"):
-                left_out.add(MINORITY, annotation["id"])
-            kept.append(annotation)
-    return kept
+    annotations = content.get("annotations") or []
+    annotations = [{**a, "iscrowd": 1} if a.get("ignore") else a for a in annotations]
+    single = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+    has_masks = 2 * sum(bool(a.get("segmentation")) for a in single) > len(single)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    changed: dict[int, dict | None] = {}
+    findings = []
+    for index, usable, finding in _unusable(annotations, sizes, has_masks):
+        changed[index] = usable
+        findings.append(finding)
+    kept = (changed.get(index, annotation) for index, annotation in enumerate(annotations))
+    annotations = [annotation for annotation in kept if annotation is not None]
+    if all(annotation.get("iscrowd") for annotation in annotations):
+        told = "nothing to train or evaluate on"
+        told += f" ({summarise(findings)} left out)" if findings else ""
+        findings.append(Finding("annotations", "", "", told, Severity.STOPS_TRAINING))
+    return annotations, has_masks, findings
 
 
-def _box_problem(bbox: list[float], width: int, height: int) -> str | None:
-    x, y, w, h = bbox
-    if not all(map(math.isfinite, bbox)):
-        return NOT_FINITE
-    if w <= 0 or h <= 0:
-        return NO_AREA
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return OUTSIDE
-    return None
+def summarise(findings: Iterable[Finding]) -> str:
+    """What is left out, in one line: how many of each kind, and the first; else empty."""
+    kinds: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.severity is Severity.LEFT_OUT:
+            kinds.setdefault(finding.kind, []).append(finding.entry)
+    return "; ".join(
+        f"{kind} ({len(entries)}, first: {entries[0]})" for kind, entries in kinds.items()
+    )
 
 
-def _clean_mask(annotation: dict, width: int, height: int, left_out: LeftOut) -> dict | None:
-    """The annotation with the usable part of its mask, or None."""
+def _unusable(
+    annotations: Sequence[dict], sizes: Mapping[Any, tuple[int, int]], has_masks: bool
+) -> Iterator[tuple[int, dict | None, Finding]]:
+    """Index, what is left of the annotation, and why, of all that cannot be kept unchanged."""
+    owners = [sizes[annotation["image_id"]] for annotation in annotations]
+    problems = _box_problems([annotation["bbox"] for annotation in annotations], owners)
+    if has_masks:
+        problems = _run_problems(annotations, owners) | problems
+    for index, annotation in enumerate(annotations):
+        usable, problem = None, problems.get(index)
+        if problem is None and has_masks:
+            usable, problem = _mask_problem(annotation)
+        elif problem is None and annotation.get("segmentation"):
+            usable, problem = {**annotation, "segmentation": []}, _MINORITY
+        if problem is not None:
+            field, kind, expected = problem
+            entry, found = f"annotation {annotation['id']}", show(annotation, field)
+            yield index, usable, Finding(entry, field, expected, found, Severity.LEFT_OUT, kind)
+
+
+def _box_problems(
+    boxes: Sequence[list[float]], sizes: Sequence[tuple[int, int]]
+) -> dict[int, _Problem]:
+    """The problem by the index of the box."""
+    x, y, w, h = np.array(boxes, dtype=float).reshape(-1, 4).T
+    width, height = np.array(sizes, dtype=float).reshape(-1, 2).T
+    with np.errstate(invalid="ignore"):  # infinity and minus infinity
+        outside = (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
+    finite = np.isfinite([x, y, w, h]).all(axis=0)
+    problems: dict[int, _Problem] = {}
+    for bad, problem in (
+        (outside, _OUTSIDE),
+        ((w <= 0) | (h <= 0), _NO_AREA),
+        (~finite, _NOT_FINITE),  # the last that holds is told
+    ):
+        problems |= dict.fromkeys(np.flatnonzero(bad).tolist(), problem)
+    return problems
+
+
+def _run_problems(
+    annotations: Sequence[dict], sizes: Sequence[tuple[int, int]]
+) -> dict[int, _Problem]:
+    """The same of run lengths, compressed or not."""
+    masks = {i: a["segmentation"] for i, a in enumerate(annotations) if _has_runs(a)}
+    texts = {i: mask["counts"] for i, mask in masks.items() if isinstance(mask["counts"], str)}
+    totals = dict(zip(texts, run_totals([*texts.values()]).tolist(), strict=True))
+    problems = {}
+    for index, mask in masks.items():
+        (width, height), counts = sizes[index], mask["counts"]
+        if index not in totals:
+            totals[index] = sum(counts) if min(counts, default=-1) >= 0 else -1
+        if mask["size"] != [height, width] or totals[index] != width * height:
+            problems[index] = _BAD_RUNS
+    return problems
+
+
+def _has_runs(annotation: dict) -> bool:
+    return isinstance(annotation.get("segmentation"), dict) and bool(annotation["segmentation"])
+
+
+def _mask_problem(annotation: dict) -> tuple[dict | None, _Problem | None]:
+    """The annotation with the usable polygons of its mask, or None, and what is wrong with it."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
-        left_out.add(NO_MASK, annotation["id"])
-        return None
+        return None, _NO_MASK
     if isinstance(segmentation, dict):
-        if _runs_fit(segmentation, width, height):
-            return annotation
-        left_out.add(BAD_RUNS, annotation["id"])
-        return None
-    polygons = [piece for piece in segmentation if _is_polygon(piece)]
+        return annotation, None
+    polygons = [
+        polygon
+        for polygon in segmentation
+        if len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon))
+    ]
     if len(polygons) == len(segmentation):
-        return annotation
-    left_out.add(BAD_POLYGON, annotation["id"])
-    return {**annotation, "segmentation": polygons} if polygons else None
-
-
-def _runs_fit(mask: dict, width: int, height: int) -> bool:
-    counts = mask["counts"]
-    whole = isinstance(counts, str) or sum(counts) == width * height
-    return whole and mask["size"] == [height, width]
-
-
-def _is_polygon(piece: list[float]) -> bool:
-    return len(piece) >= 6 and len(piece) % 2 == 0 and math.isfinite(sum(piece))
+        return annotation, None
+    return ({**annotation, "segmentation": polygons} if polygons else None), _BAD_POLYGON

@@ -1,19 +1,25 @@
-"""What the evaluators need and users' files often lack; plain Python and pycocotools."""
+"""Fill in what evaluators read and users' files often lack."""
 
 from __future__ import annotations
 
-import math
+import json
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rs_d2.coco.image_files import write_cached_json
-from rs_d2.coco.reading import AnnotationFile, category_frequencies
+from pycocotools import mask as mask_util
+
+from rs_d2.coco import prepared
+from rs_d2.coco.json_files import write_whole
+from rs_d2.coco.reading import AnnotationFile, category_frequencies, keep, remember
+from rs_d2.coco.rle import to_rle
 
 
 def evaluation_json(file: AnnotationFile, train_categories: Sequence[dict]) -> Path:
-    """A json with the annotations of a checked file that pycocotools or lvis can evaluate.
+    """A json with the annotations of a checked file that any evaluator can read.
 
     Args:
         file: a checked file.
@@ -21,12 +27,30 @@ def evaluation_json(file: AnnotationFile, train_categories: Sequence[dict]) -> P
 
     Returns:
         The file itself where it is complete, as official ones are; else a completed copy in the
-        user's cache folder.
+        user's cache folder, which counts as read and checked in this process.
     """
     content = completed(file, train_categories)
     if content == file.content and file.path.suffix != ".gz":
         return file.path
-    return write_cached_json(content, file.path.name.split(".")[0])
+    name = f"{file.path.name.split('.')[0]}-{prepared.digest(file.stamp, train_categories)[:16]}"
+    path = prepared.folder() / f"{name}.json"
+    is_new = not path.exists()
+    if is_new:
+        write_whole(path, json.dumps(content).encode())
+    copy = replace(
+        file,
+        path=path,
+        stamp=prepared.stamp(path),
+        content=content,
+        images=sorted(content["images"], key=lambda image: image["id"]),
+        annotations=content["annotations"],
+        categories=sorted(content["categories"], key=lambda category: category["id"]),
+        left_out="",
+    )
+    if is_new:
+        keep(copy)
+    remember(copy)
+    return path
 
 
 def completed(file: AnnotationFile, train_categories: Sequence[dict]) -> dict[str, Any]:
@@ -42,71 +66,75 @@ def completed(file: AnnotationFile, train_categories: Sequence[dict]) -> dict[st
         train_categories: see ``evaluation_json``.
     """
     lvis = file.format == "lvis"
-    sizes = {image["id"]: (image["width"], image["height"]) for image in file.images}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
     renumber = any(annotation["id"] == 0 for annotation in file.annotations)
     annotations = []
     for index, annotation in enumerate(file.annotations):
         extra: dict[str, Any] = {"id": index + 1} if renumber else {}
         if lvis and annotation.get("iscrowd"):
             extra["ignore"] = 1
-        if not lvis and "iscrowd" not in annotation:
+        if not lvis and annotation.get("iscrowd") is None:
             extra["iscrowd"] = 0
-        if not _is_area(annotation.get("area")):
-            extra["area"] = _area(annotation, *sizes[annotation["image_id"]], file.has_masks)
+        area = object_area(annotation, *sizes[annotation["image_id"]])
+        if area != annotation.get("area"):
+            extra["area"] = area
         annotations.append({**annotation, **extra} if extra else annotation)
-    content = {**file.content, "annotations": annotations}
-    content["categories"] = _all_categories(file, train_categories)
+    categories = add_categories(file.content["categories"], train_categories)
+    content = {**file.content, "annotations": annotations, "categories": categories}
     if lvis:
-        ids = [category["id"] for category in content["categories"]]
-        content["images"] = _federated_images(file, ids)
+        frequencies = category_frequencies(file)
+        frequencies |= {c["id"]: c["frequency"] for c in train_categories if c.get("frequency")}
+        content["categories"] = [
+            c if c.get("frequency") else {**c, "frequency": frequencies.get(c["id"], "r")}
+            for c in categories
+        ]
+        content["images"] = _federated_images(file, [c["id"] for c in categories])
     return content
 
 
-def _all_categories(file: AnnotationFile, train_categories: Sequence[dict]) -> list[dict]:
-    present = {category["id"] for category in file.categories}
-    added = [category for category in train_categories if category["id"] not in present]
-    categories = [*file.content["categories"], *added]
-    if file.format == "lvis":
-        known = category_frequencies(file)
-        trained = {c["id"]: c["frequency"] for c in train_categories if "frequency" in c}
-        for index, category in enumerate(categories):
-            if "frequency" not in category:
-                group = trained.get(category["id"]) or known.get(category["id"], "r")
-                categories[index] = {**category, "frequency": group}
-    return categories
+def add_categories(categories: Sequence[dict], wanted: Sequence[dict]) -> list[dict]:
+    """The categories, and the wanted ones whose id is not among them."""
+    present = {category["id"] for category in categories}
+    return [*categories, *(category for category in wanted if category["id"] not in present)]
+
+
+def object_area(annotation: dict, height: int, width: int) -> float:
+    """Pixels of an object: its `area` if that is above 0, else of the mask, else of the box."""
+    area = annotation.get("area")
+    if type(area) in (int, float) and 0 < area <= sys.float_info.max:
+        return float(area)
+    if annotation.get("segmentation"):
+        return float(mask_util.area(to_rle(annotation["segmentation"], height, width)))
+    return float(annotation["bbox"][2]) * float(annotation["bbox"][3])
+
+
+def crowd_pairs(annotations: Iterable[dict]) -> set[tuple[Any, int]]:
+    """(image, category) with a crowd, in which LVIS cannot expect every object to be annotated.
+
+    `ignore` alone, which LVIS knows, says nothing about other objects.
+    """
+    return {
+        (annotation["image_id"], annotation["category_id"])
+        for annotation in annotations
+        if annotation.get("iscrowd") and not annotation.get("ignore")
+    }
 
 
 def _federated_images(file: AnnotationFile, category_ids: list[int]) -> list[dict]:
-    federated = any("neg_category_ids" in image for image in file.images)
+    federated = any(image.get("neg_category_ids") is not None for image in file.images)
     present: dict[Any, set[int]] = defaultdict(set)
-    crowded: dict[Any, set[int]] = defaultdict(set)
     for annotation in file.annotations:
         present[annotation["image_id"]].add(annotation["category_id"])
-        if annotation.get("iscrowd"):
-            crowded[annotation["image_id"]].add(annotation["category_id"])
+    crowded: dict[Any, set[int]] = defaultdict(set)
+    for image_id, category_id in crowd_pairs(file.annotations):
+        crowded[image_id].add(category_id)
     images = []
     for image in file.content["images"]:
-        absent = [] if federated else [i for i in category_ids if i not in present[image["id"]]]
-        partial = image.get("not_exhaustive_category_ids", [])
+        absent = image.get("neg_category_ids")
+        if absent is None:
+            absent = [] if federated else [i for i in category_ids if i not in present[image["id"]]]
+        partial = image.get("not_exhaustive_category_ids") or []
         partial = partial + sorted(crowded[image["id"]] - set(partial))
-        image = {"neg_category_ids": absent, **image, "not_exhaustive_category_ids": partial}
-        images.append(image)
+        lists = {"neg_category_ids": absent, "not_exhaustive_category_ids": partial}
+        images.append({**image, **lists})
     return images
-
-
-def _is_area(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-
-
-def _area(annotation: dict, width: int, height: int, has_masks: bool) -> float:
-    """Pixels of the mask; of the box, where there are no masks."""
-    if not has_masks:
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
-    from pycocotools import mask as mask_util
-
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, height, width)
-    return float(mask_util.area(segmentation))

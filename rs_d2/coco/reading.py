@@ -1,4 +1,4 @@
-"""Read and check a COCO or LVIS json; plain Python, usable without Detectron2.
+"""A COCO or LVIS json, read and checked once; plain Python, usable without Detectron2.
 
 What makes a file ambiguous (a wrong type, an id that occurs twice or does not exist) is an error;
 a single annotation that cannot be used is left out and counted, so that training is not lost.
@@ -8,30 +8,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rs_d2.coco.checks import EntryError, expect, is_integer, shorten, show
-from rs_d2.coco.cleaning import LeftOut, clean_annotations, mostly_masks
-from rs_d2.coco.image_files import read_json
+from rs_d2.coco import prepared
+from rs_d2.coco.checks import Finding, Severity, check_content
+from rs_d2.coco.cleaning import clean_content, summarise
+from rs_d2.coco.json_files import read_json
+from rs_d2.coco.prepared import Stamp
 from rs_d2.utils.errors import UserError
 
-FREQUENCIES = ("r", "c", "f")
 _RARE, _COMMON = 10, 100  # LVIS: rare classes are in up to 10 training images, common in up to 100
+_MOST_IN_MEMORY, _LARGEST_IN_MEMORY = 8, 128 * 2**20  # files, bytes of a json
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A checked json: what can be trained and evaluated on.
+    """A checked json: what can be trained and evaluated on. Nobody may change its entries.
 
-    ``content`` is the json as it was read, ``format`` is "coco" or "lvis", ``images`` and
-    ``categories`` are sorted by id, ``annotations`` are the usable ones in the file's order.
-    ``has_masks``: all of them have a segmentation. ``left_out``: what was dropped, in one line;
-    empty if nothing was.
+    Attributes:
+        path: of the json.
+        stamp: its size and time when it was read.
+        content: the json as it was read.
+        format: "lvis" if an image has `neg_category_ids` or a category has `frequency`, else
+            "coco".
+        images: sorted by id.
+        annotations: the usable ones in the file's order; those with `ignore` have `iscrowd`, too.
+        categories: sorted by id.
+        has_masks: every annotation has a segmentation; else none has.
+        left_out: what was dropped, in one line; empty if nothing was.
+        training_problem: why it cannot be trained on, in one line; empty if it can be.
     """
 
     path: Path
+    stamp: Stamp
     content: dict[str, Any]
     format: str
     images: list[dict]
@@ -39,25 +50,64 @@ class AnnotationFile:
     categories: list[dict]
     has_masks: bool
     left_out: str
+    training_problem: str
+
+
+_in_memory: dict[Stamp, AnnotationFile] = {}
 
 
 def read_annotations(path: str | Path) -> AnnotationFile:
-    """Read a COCO or LVIS json (`.json` or `.json.gz`) and check every field that is used.
+    """Read a COCO or LVIS json (`.json` or `.json.gz`) to train on.
 
-    It is LVIS if an image has `neg_category_ids` or a category has `frequency`. A file in which at
-    most half of the annotations have a segmentation counts as boxes only. `ignore` in an
+    A file is read and checked once: the result is kept in memory, if the file is not large, and in
+    the user's cache, from where other processes load it, until the file changes. A file in which
+    at most half of the annotations have a segmentation counts as boxes only. `ignore` in an
     annotation means the same as `iscrowd`.
 
     Raises:
         UserError: The file is missing, not json, has a field of a wrong type, an id twice, an
             annotation of an unknown image or category, or nothing to train or evaluate on.
     """
-    path = Path(path)
-    content = read_json(path)
-    try:
-        return _check(path, content)
-    except EntryError as problem:
-        raise UserError(f"{path}: {problem}") from None
+    file = _recall(Path(path))
+    if file is None:
+        file = _checked(Path(path))
+        keep(file)
+    remember(file)
+    if file.training_problem:
+        raise UserError(f"{path}: {file.training_problem}")
+    return file
+
+
+def read_to_evaluate(path: str | Path) -> AnnotationFile:
+    """The same to evaluate on: file names, category names and all objects may be missing.
+
+    Nothing is written to the user's cache.
+    """
+    file = _recall(Path(path)) or _checked(Path(path))
+    remember(file)
+    return file
+
+
+def keep(file: AnnotationFile) -> None:
+    """Leave a file in the user's cache for other processes."""
+    names = [field.name for field in fields(file) if field.name not in ("path", "stamp")]
+    prepared.store(file.stamp, {name: getattr(file, name) for name in names})
+
+
+def remember(file: AnnotationFile) -> None:
+    """Keep a file in memory for whoever reads its path in this process; few, and no large ones."""
+    if file.stamp.size <= _LARGEST_IN_MEMORY:
+        _in_memory[file.stamp] = file
+    while len(_in_memory) > _MOST_IN_MEMORY:
+        del _in_memory[next(iter(_in_memory))]  # the one that was read longest ago
+
+
+def find_problems(content: Any) -> list[Finding]:
+    """Everything that is wrong with the content of a json, in the order of the tables."""
+    findings = [*check_content(content)]
+    if not any(finding.severity is Severity.STOPS for finding in findings):
+        findings += clean_content(content)[2]
+    return findings
 
 
 def check_same_categories(file: AnnotationFile, ids: Sequence[int], names: Sequence[str]) -> None:
@@ -96,134 +146,39 @@ def _group(num_images: int) -> str:
     return "r" if num_images <= _RARE else "c" if num_images <= _COMMON else "f"
 
 
-def _check(path: Path, content: Any) -> AnnotationFile:
-    _check_tables(content)
+def _recall(path: Path) -> AnnotationFile | None:
+    """What memory or the cache knows of the file as it is now."""
+    stamp = prepared.stamp(path)
+    file = _in_memory.pop(stamp, None)
+    if file is not None:
+        return replace(file, path=path)  # one file can be named in several ways
+    known = prepared.load(stamp)
+    return None if known is None else AnnotationFile(path, stamp, **known)
+
+
+def _checked(path: Path) -> AnnotationFile:
+    stamp = prepared.stamp(path)
+    content = read_json(path)
+    findings = []
+    for finding in check_content(content):
+        if finding.severity is Severity.STOPS:
+            raise UserError(f"{path}: {finding}")
+        findings.append(finding)
+    annotations, has_masks, more = clean_content(content)
+    findings += more
     images, categories = content["images"], content["categories"]
-    for index, image in enumerate(images):
-        _check_image(image, f"images[{index}]")
-    for index, category in enumerate(categories):
-        _check_category(category, f"categories[{index}]")
-    _check_ids(images, "image")
-    _check_ids(categories, "category")
-    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
-    known = {category["id"] for category in categories}
-    for index, annotation in enumerate(content["annotations"]):
-        _check_annotation(annotation, index, sizes, known)
-    _check_ids(content["annotations"], "annotation")
-    annotations = [_as_crowd(a) if a.get("ignore") else a for a in content["annotations"]]
-    has_masks, left_out = mostly_masks(annotations), LeftOut()
-    annotations = clean_annotations(annotations, sizes, has_masks, left_out)
-    if all(a.get("iscrowd") for a in annotations):
-        extra = f" ({left_out} left out)" if str(left_out) else ""
-        raise EntryError(f"annotations: nothing to train or evaluate on{extra}")
+    federated = any(image.get("neg_category_ids") is not None for image in images)
+    lvis = federated or any(category.get("frequency") for category in categories)
+    stops_training = [str(f) for f in findings if f.severity is Severity.STOPS_TRAINING]
     return AnnotationFile(
         path=path,
+        stamp=stamp,
         content=content,
-        format="lvis" if _is_lvis(images, categories) else "coco",
+        format="lvis" if lvis else "coco",
         images=sorted(images, key=lambda image: image["id"]),
         annotations=annotations,
         categories=sorted(categories, key=lambda category: category["id"]),
         has_masks=has_masks,
-        left_out=str(left_out),
+        left_out=summarise(findings),
+        training_problem=stops_training[0] if stops_training else "",
     )
-
-
-def _is_lvis(images: list[dict], categories: list[dict]) -> bool:
-    federated = any("neg_category_ids" in image for image in images)
-    return federated or any("frequency" in category for category in categories)
-
-
-def _as_crowd(annotation: dict) -> dict:
-    return {**annotation, "iscrowd": 1}
-
-
-def _check_tables(content: Any) -> None:
-    if not isinstance(content, dict):
-        raise EntryError("neither COCO nor LVIS: the top level is not an object")
-    for name in ("images", "annotations", "categories"):
-        table = content.get(name)
-        if not isinstance(table, list):
-            raise EntryError(f"{name}: expected a list, found {show(content, name)}")
-        for index, entry in enumerate(table):
-            if not isinstance(entry, dict):
-                raise EntryError(f"{name}[{index}]: expected an object, found {shorten(entry)}")
-    for name in ("images", "categories"):
-        if not content[name]:
-            raise EntryError(f"{name}: the list is empty")
-
-
-def _check_image(image: dict, where: str) -> None:
-    expect(image, "id", where, "an integer or a string", lambda v: is_integer(v) or _is_text(v))
-    where = f"image {image['id']}"
-    for side in ("width", "height"):
-        expect(image, side, where, "a positive integer", lambda v: is_integer(v) and v > 0)
-    name = "coco_url" if image.get("coco_url") and not image.get("file_name") else "file_name"
-    expect(image, name, where, "the name of a file", _is_text)
-    for ids in ("neg_category_ids", "not_exhaustive_category_ids"):
-        if ids in image:
-            expect(image, ids, where, "a list of integers", _is_integers)
-
-
-def _check_category(category: dict, where: str) -> None:
-    expect(category, "id", where, "an integer", is_integer)
-    where = f"category {category['id']}"
-    expect(category, "name", where, "a name", _is_text)
-    if "frequency" in category:
-        expect(category, "frequency", where, "r, c or f", lambda v: v in FREQUENCIES)
-
-
-def _check_annotation(annotation: dict, index: int, images: dict, categories: set) -> None:
-    expect(annotation, "id", f"annotations[{index}]", "an integer", is_integer)
-    where = f"annotation {annotation['id']}"
-    for name, known in (("image_id", images), ("category_id", categories)):
-        kind = name.removesuffix("_id")
-        expect(
-            annotation,
-            name,
-            where,
-            f"the id of {'an' if kind == 'image' else 'a'} {kind}",
-            lambda v, known=known: (is_integer(v) or _is_text(v)) and v in known,
-        )
-    expect(annotation, "bbox", where, "four numbers [x, y, width, height]", _is_box)
-    if annotation.get("segmentation"):
-        expect(annotation, "segmentation", where, "polygons or a run-length mask", _is_mask)
-
-
-def _check_ids(entries: list[dict], kind: str) -> None:
-    ids = [entry["id"] for entry in entries]
-    if len(set(map(type, ids))) > 1:
-        raise EntryError(f"{kind} ids: some are integers and some are strings")
-    repeated = next((i for i, count in Counter(ids).items() if count > 1), None)
-    if repeated is not None:
-        raise EntryError(f"{kind} {repeated}: the id occurs {ids.count(repeated)} times")
-
-
-def _is_integers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_integer, value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _is_mask(value: Any) -> bool:
-    if isinstance(value, dict):
-        counts = value.get("counts")
-        return _is_integers(value.get("size")) and (_is_text(counts) or _is_integers(counts))
-    return isinstance(value, list) and all(map(_is_piece, value))
-
-
-def _is_piece(value: Any) -> bool:
-    """A list of numbers, told by its sum: files may hold hundreds of millions of coordinates."""
-    try:
-        return isinstance(value, list) and _is_number(sum(value))
-    except (TypeError, OverflowError):
-        return False

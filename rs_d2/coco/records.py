@@ -2,7 +2,7 @@
 
 Shapes: ``I`` images, ``K`` categories, ``G`` objects, ``N`` detections, ``A`` area ranges. Boxes
 are XYWH in pixels, masks are compressed run lengths. Images and categories are sorted by id and
-addressed by their place in that order; objects and detections keep the order of their file.
+addressed by their index in that order; objects and detections keep the order of their file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
+
+from rs_d2.coco.rle import mask_areas, to_rle
 
 IOU_TYPES = ("bbox", "segm")
 STYLES = ("coco", "lvis")
@@ -22,8 +23,6 @@ FREQUENCIES = ("r", "c", "f")
 # An object or a detection of exactly a limit belongs to both ranges, as COCO has it.
 AREAS = ("all", "small", "medium", "large")
 AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]], dtype=float)
-
-_AREAS_AT_ONCE = 255  # pycocotools with NumPy 2 counts masks in eight bits
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class GroundTruth:
         category_ids: [K].
         names: [K].
         frequencies: [K], "r", "c", "f", or "" where unknown.
-        images: [G], place of each object's image.
-        categories: [G], place of its category.
+        images: [G], index of each object's image.
+        categories: [G], index of its category.
         boxes: [G, 4].
         areas: [G], pixels.
         crowd: [G], regions that any number of detections may match ("coco" only).
@@ -99,8 +98,8 @@ class Detections:
     """What a model found, in any order.
 
     Attributes:
-        images: [N], place of the image in ``GroundTruth.image_ids``.
-        categories: [N], place of the category in ``GroundTruth.category_ids``.
+        images: [N], index of the image in ``GroundTruth.image_ids``.
+        categories: [N], index of the category in ``GroundTruth.category_ids``.
         scores: [N], finite.
         boxes: [N, 4]; zeros where only masks are known.
         rles: [N] objects ``{"size": [height, width], "counts": str or bytes}``, or None.
@@ -116,7 +115,7 @@ class Detections:
         return len(self.scores)
 
     def select(self, index: np.ndarray) -> Detections:
-        """Those at ``index`` (places or a mask), in its order."""
+        """Those at ``index`` (integers or a mask), in its order."""
         rles = None if self.rles is None else self.rles[index]
         return Detections(
             self.images[index], self.categories[index], self.scores[index], self.boxes[index], rles
@@ -150,13 +149,6 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
     )
 
 
-def mask_areas(rles: np.ndarray) -> np.ndarray:
-    """[N] pixels of compressed run lengths."""
-    starts = range(0, len(rles), _AREAS_AT_ONCE)
-    parts = [mask_util.area(list(rles[i : i + _AREAS_AT_ONCE])) for i in starts]
-    return np.concatenate([np.zeros(0), *parts])
-
-
 def object_array(items: Sequence[Any]) -> np.ndarray:
     """A 1-D array of Python objects, which can be indexed like the other columns."""
     array = np.empty(len(items), dtype=object)
@@ -164,19 +156,10 @@ def object_array(items: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def places(ids: np.ndarray, wanted: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Place of each wanted id in sorted ``ids``; -1 where it is not among them."""
+def indices_of(wanted: Sequence[Any] | np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Index of each wanted id in sorted ``ids``; -1 where it is not among them."""
     wanted = np.asarray(wanted)
     if not len(ids) or not len(wanted) or wanted.dtype.kind != ids.dtype.kind:
         return np.full(len(wanted), -1, dtype=np.int64)
     found = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     return np.where(ids[found] == wanted, found, -1)
-
-
-def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Compressed run lengths of polygons or of any run lengths."""
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, height, width)
-    return segmentation

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rs_d2.data.custom import load_dataset_dicts
+from rs_d2.coco.image_files import locate_images
+from rs_d2.coco.reading import read_annotations
+from rs_d2.data.custom import dataset_dicts
 from rs_d2.data.digits.digits import digits_categories, find_digits, make_digits
 from rs_d2.utils.errors import UserError
 
@@ -65,7 +67,9 @@ def load_digits_split(root: Path, split: str) -> list[dict[str, Any]]:
                 f"the digits set cannot be made in {root} ({error.strerror or error}); "
                 "set DETECTRON2_DATASETS to a folder that can be written"
             ) from None
-    return load_dataset_dicts(str(root / f"{split}.json"), str(root), _id_map(digits_categories()))
+    file = read_annotations(root / f"{split}.json")
+    paths = locate_images(file.images, root, file.path)
+    return dataset_dicts(file, paths, _id_map(digits_categories()))
 
 
 def _id_map(categories: list[dict[str, Any]]) -> dict[int, int]:

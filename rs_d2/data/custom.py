@@ -16,6 +16,7 @@ from rs_d2.coco.reading import (
     check_same_categories,
     read_annotations,
 )
+from rs_d2.coco.rle import to_rle
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def register_custom(
         UserError: The file or an image is missing, the file is broken, an image has another size
             than stated, or the categories are not the training set's.
     """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     file = read_annotations(json_file)
     paths = locate_images(file.images, Path(image_root), file.path)
     check_image_sizes(file.images, paths, file.path)
@@ -81,27 +84,40 @@ def register_custom(
     }
     if dataset.frequencies is not None:
         metadata["frequencies"] = list(dataset.frequencies)
-    _register(name, json_file, image_root, id_map, metadata)
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: dataset_dicts(read_annotations(json_file), paths, id_map))
+    MetadataCatalog.get(name).set(**metadata)
     return dataset
 
 
-def load_dataset_dicts(
-    json_file: str, image_root: str, id_map: Mapping[int, int]
+def dataset_dicts(
+    file: AnnotationFile, paths: Mapping[Any, str], id_map: Mapping[int, int]
 ) -> list[dict[str, Any]]:
-    """Detectron2's standard dicts of a COCO or LVIS json, sorted by image id.
+    """Detectron2's standard dicts of an annotation file, sorted by image id.
 
     Coordinates are floats, because Detectron2 scales integers in place and so truncates them.
 
     Args:
-        json_file: `.json` or `.json.gz`.
-        image_root: folder of the images.
+        file: a checked file; it is not changed, and shares nothing with the dicts.
+        paths: file by image id.
         id_map: contiguous class index by category id.
     """
     from detectron2.structures import BoxMode
 
-    file = read_annotations(json_file)
-    paths = locate_images(file.images, Path(image_root), file.path)
-    dicts = {image["id"]: _image_dict(image, paths, file.format) for image in file.images}
+    dicts = {}
+    for image in file.images:
+        dicts[image["id"]] = {
+            "file_name": paths[image["id"]],
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": [],
+        }
+        if file.format == "lvis":  # original category ids, as in Detectron2's own LVIS sets
+            for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+                dicts[image["id"]][key] = [*(image.get(key) or [])]
     for annotation in file.annotations:
         item = {
             "bbox": [float(number) for number in annotation["bbox"]],
@@ -109,35 +125,13 @@ def load_dataset_dicts(
             "category_id": id_map[annotation["category_id"]],
             "iscrowd": int(bool(annotation.get("iscrowd"))),
         }
-        if file.has_masks:
-            item["segmentation"] = _segmentation(annotation["segmentation"])
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list) and segmentation:
+            item["segmentation"] = [[float(number) for number in p] for p in segmentation]
+        elif segmentation:
+            item["segmentation"] = {**to_rle(segmentation, *segmentation["size"])}
         dicts[annotation["image_id"]]["annotations"].append(item)
     return list(dicts.values())
-
-
-def _image_dict(image: dict, paths: Mapping[Any, str], file_format: str) -> dict[str, Any]:
-    result = {
-        "file_name": paths[image["id"]],
-        "image_id": image["id"],
-        "height": image["height"],
-        "width": image["width"],
-        "annotations": [],
-    }
-    if file_format == "lvis":  # original category ids, as in Detectron2's own LVIS sets
-        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
-            result[name] = image.get(name, [])
-    return result
-
-
-def _segmentation(segmentation: list | dict) -> list | dict:
-    """Polygons as floats, run lengths compressed."""
-    if isinstance(segmentation, list):
-        return [[float(number) for number in polygon] for polygon in segmentation]
-    if isinstance(segmentation["counts"], str):
-        return segmentation
-    from pycocotools import mask as mask_util
-
-    return mask_util.frPyObjects(segmentation, *segmentation["size"])
 
 
 def _describe(name: str, file: AnnotationFile, reference: CustomDataset | None) -> CustomDataset:
@@ -165,18 +159,7 @@ def _categories(dataset: CustomDataset) -> list[dict[str, Any]]:
         {"id": identity, "name": name}
         for identity, name in zip(dataset.category_ids, dataset.thing_classes, strict=True)
     ]
-    for category, group in zip(categories, dataset.frequencies or (), strict=False):
-        category["frequency"] = group
+    if dataset.frequencies is not None:
+        for category, group in zip(categories, dataset.frequencies, strict=True):
+            category["frequency"] = group
     return categories
-
-
-def _register(
-    name: str, json_file: str, image_root: str, id_map: dict[int, int], metadata: dict[str, Any]
-) -> None:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_dataset_dicts(json_file, image_root, id_map))
-    MetadataCatalog.get(name).set(**metadata)

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rs_d2.coco.records import to_rle
+from rs_d2.coco.rle import to_rle
 from rs_d2.config import architecture_of
 from rs_d2.drawing.painter import MaskPart, class_color, paint, paint_instances
 

@@ -1,6 +1,6 @@
 """Evaluators in Detectron2's interface, and the arithmetic behind them."""
 
-from rs_d2.coco.ground_truth import ground_truth_from
+from rs_d2.coco.ground_truth import ground_truth_from, read_ground_truth
 from rs_d2.coco.records import Detections, GroundTruth
 from rs_d2.coco.results import detections_from
 from rs_d2.evaluation.build import build_evaluator
@@ -25,4 +25,5 @@ __all__ = [
     "evaluate_detections",
     "evaluate_fixed_ap",
     "ground_truth_from",
+    "read_ground_truth",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from detectron2.data.datasets.coco import convert_to_coco_json
 
+from rs_d2.coco.reading import AnnotationFile
 from rs_d2.evaluation.evaluate import Evaluation
 from rs_d2.evaluation.evaluator import ArrayEvaluator
 from rs_d2.utils.errors import UserError
@@ -21,7 +21,7 @@ class RSCOCOEvaluator(ArrayEvaluator):
 
     style = "coco"
 
-    def _read(self) -> tuple[dict[str, Any], str]:
+    def _read(self) -> AnnotationFile:
         if not self._metadata.get("json_file"):
             if self._output_dir is None:
                 raise UserError(f"{self._name}: has no json_file, so output_dir must be given")
@@ -30,8 +30,8 @@ class RSCOCOEvaluator(ArrayEvaluator):
             self._metadata.json_file = str(path)
         return super()._read()
 
-    def _default_category_ids(self, content: Mapping[str, Any]) -> dict[int, str]:
-        names = {category["id"]: category["name"] for category in content["categories"]}
+    def _default_category_ids(self, categories: Sequence[dict]) -> dict[int, str]:
+        names = {category["id"]: category["name"] for category in categories}
         return {i: names.get(i, str(i)) for i in range(max(names, default=-1) + 1)}
 
     def _numbers(self, evaluation: Evaluation) -> dict[str, float]:

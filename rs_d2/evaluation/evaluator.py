@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -18,9 +18,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from rs_d2.coco.ground_truth import ground_truth_from
-from rs_d2.coco.records import Detections, GroundTruth, concatenate, no_detections, places
-from rs_d2.coco.results import as_results
+from rs_d2.coco.fill_missing import add_categories
+from rs_d2.coco.ground_truth import ground_truth_of
+from rs_d2.coco.reading import AnnotationFile, read_to_evaluate
+from rs_d2.coco.records import Detections, GroundTruth, concatenate, indices_of, no_detections
+from rs_d2.coco.writing import as_results
 from rs_d2.evaluation.evaluate import (
     METRICS,
     Evaluation,
@@ -75,13 +77,13 @@ class ArrayEvaluator(DatasetEvaluator):
         self._engine, self._max_dets, self._fixed_ap = engine, max_dets_per_image, fixed_ap
         self._report = report
         self._metadata = MetadataCatalog.get(dataset_name)
-        content, source = self._read()
-        self._do_evaluation = bool(content.get("annotations"))  # test sets have none
-        category_ids = self._category_ids(content)
-        self._ground_truth = ground_truth_from(
-            _completed(content, category_ids), self.style, source
-        )
-        self._categories = places(self._ground_truth.category_ids, [*category_ids])
+        file = self._read()
+        self._do_evaluation = bool(file.annotations)  # test sets have none
+        category_ids = self._category_ids(file.categories)
+        wanted = [{"id": identity, "name": name} for identity, name in category_ids.items()]
+        categories = add_categories(file.categories, wanted)
+        self._ground_truth = ground_truth_of(replace(file, categories=categories), self.style)
+        self._categories = indices_of([*category_ids], self._ground_truth.category_ids)
         self.reset()
 
     @property
@@ -165,20 +167,22 @@ class ArrayEvaluator(DatasetEvaluator):
             self._report(self._output_dir, evaluations)
         return results
 
-    def _read(self) -> tuple[dict[str, Any], str]:
-        """The content of the ground-truth json, and its name."""
-        path = Path(PathManager.get_local_path(self._metadata.json_file))
-        return json.loads(path.read_text()), str(path)
+    def _read(self) -> AnnotationFile:
+        """The ground-truth json."""
+        file = read_to_evaluate(PathManager.get_local_path(self._metadata.json_file))
+        if file.left_out:
+            _logger.warning("%s: left out %s", file.path, file.left_out)
+        return file
 
-    def _default_category_ids(self, content: Mapping[str, Any]) -> dict[int, str]:
+    def _default_category_ids(self, categories: Sequence[dict]) -> dict[int, str]:
         """Ids of the contiguous classes where the metadata has no mapping."""
         raise NotImplementedError
 
-    def _category_ids(self, content: Mapping[str, Any]) -> dict[int, str]:
+    def _category_ids(self, categories: Sequence[dict]) -> dict[int, str]:
         """Name by category id, in the order of the contiguous classes."""
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if id_map is None:
-            return self._default_category_ids(content)
+            return self._default_category_ids(categories)
         names = self._metadata.get("thing_classes")
         return {
             identity: str(identity) if names is None else names[index]
@@ -200,10 +204,3 @@ class ArrayEvaluator(DatasetEvaluator):
         with path.open("w") as file:
             json.dump(as_results(detections, self._ground_truth), file)
         _logger.info("results saved to %s", path)
-
-
-def _completed(content: dict[str, Any], category_ids: Mapping[int, str]) -> dict[str, Any]:
-    """The content with the classes of the model that a file with fewer lacks."""
-    present = {category["id"] for category in content["categories"]}
-    added = [{"id": i, "name": name} for i, name in category_ids.items() if i not in present]
-    return {"annotations": [], **content, "categories": [*content["categories"], *added]}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 
-from rs_d2.coco.records import Detections, GroundTruth, object_array, places
+from rs_d2.coco.records import Detections, GroundTruth, indices_of, object_array
+from rs_d2.coco.rle import encode_mask
 from rs_d2.utils.errors import UserError
 
 
@@ -35,7 +35,7 @@ def detections_of_instances(
         UserError: An image or class that the data set does not have, or a number that is not
             finite.
     """
-    image = int(places(ground_truth.image_ids, [image_id])[0])
+    image = int(indices_of([image_id], ground_truth.image_ids)[0])
     if image < 0:
         raise UserError(f"{source}: image {image_id} is not in the ground truth")
     classes = instances.pred_classes.numpy()
@@ -53,7 +53,6 @@ def detections_of_instances(
         )
     rles = None
     if with_masks and instances.has("pred_masks"):
-        masks = instances.pred_masks.numpy().transpose(1, 2, 0)
-        rles = object_array(mask_util.encode(np.asfortranarray(masks, dtype=np.uint8)))
+        rles = object_array([encode_mask(mask) for mask in instances.pred_masks.numpy()])
     images = np.full(len(scores), image)
     return Detections(images, categories[classes], scores, boxes.astype(float), rles)

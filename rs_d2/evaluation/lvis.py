@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
+from rs_d2.coco.reading import AnnotationFile
 from rs_d2.evaluation.evaluator import ArrayEvaluator
 
 _logger = logging.getLogger(__name__)
@@ -20,12 +20,12 @@ class RSLVISEvaluator(ArrayEvaluator):
 
     style = "lvis"
 
-    def _read(self) -> tuple[dict[str, Any], str]:
-        content, source = super()._read()
-        if not any("neg_category_ids" in image for image in content["images"]):
+    def _read(self) -> AnnotationFile:
+        file = super()._read()
+        if not any(image.get("neg_category_ids") is not None for image in file.images):
             _logger.info("%s: no neg_category_ids, taken as annotated throughout", self._name)
-        return content, source
+        return file
 
-    def _default_category_ids(self, content: Mapping[str, Any]) -> dict[int, str]:
-        names = {category["id"]: category["name"] for category in content["categories"]}
+    def _default_category_ids(self, categories: Sequence[dict]) -> dict[int, str]:
+        names = {category["id"]: category["name"] for category in categories}
         return {i: names.get(i, str(i)) for i in range(1, len(names) + 1)}

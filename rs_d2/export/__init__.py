@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from rs_d2.export.runtime import Detections, ExportedDetector, load
+from rs_d2.export.runtime import ExportedDetections, ExportedDetector, load
 
 # What makes and checks files needs Detectron2, what runs them does not.
 _MAKERS = {
@@ -13,7 +13,7 @@ _MAKERS = {
     "verify": "rs_d2.export.comparison",
 }
 
-__all__ = ["Detections", "ExportedDetector", "load", *_MAKERS]
+__all__ = ["ExportedDetections", "ExportedDetector", "load", *_MAKERS]
 
 
 def __getattr__(name: str) -> Any:

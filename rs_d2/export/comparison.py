@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.structures import Instances
 from PIL import Image
 
-from rs_d2.export.runtime import Detections, load
+from rs_d2.export.runtime import ExportedDetections, load
 
 MAX_BOX_DIFFERENCE = 1e-3  # pixels
 MAX_SCORE_DIFFERENCE = 1e-5
@@ -79,13 +79,15 @@ def _noise(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(107, 147, shape, dtype=np.uint8)
 
 
-def _as_arrays(found: Instances) -> Detections:
+def _as_arrays(found: Instances) -> ExportedDetections:
     masks = found.pred_masks.numpy() if found.has("pred_masks") else None
     values = found.pred_boxes.tensor, found.scores, found.pred_classes
-    return Detections(*(value.numpy() for value in values), masks)
+    return ExportedDetections(*(value.numpy() for value in values), masks)
 
 
-def compare(found: Detections, expected: Detections, size: tuple[int, int]) -> Difference:
+def compare(
+    found: ExportedDetections, expected: ExportedDetections, size: tuple[int, int]
+) -> Difference:
     """The largest differences of two sets of detections, each with its nearest of its class.
 
     Args:

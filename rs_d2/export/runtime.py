@@ -22,7 +22,7 @@ SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
 Graph = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-class Detections(NamedTuple):
+class ExportedDetections(NamedTuple):
     """What was found in an image, best first.
 
     ``boxes``: float32 [n, 4], XYXY in pixels of the image; ``scores``: float32 [n]; ``classes``:
@@ -36,7 +36,7 @@ class Detections(NamedTuple):
 
 
 class ExportedDetector:
-    """An exported graph as a function from images to :class:`Detections`.
+    """An exported graph as a function from images to :class:`ExportedDetections`.
 
     Attributes:
         about: what the file tells about itself.
@@ -49,7 +49,7 @@ class ExportedDetector:
         self.about = about
         self.class_names = about.class_names
 
-    def __call__(self, image: ImageLike) -> Detections:
+    def __call__(self, image: ImageLike) -> ExportedDetections:
         """Detect the objects of an image.
 
         Args:
@@ -67,7 +67,7 @@ class ExportedDetector:
         full = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
         found = (value[full].numpy() for value in (boxes, scores, classes))
-        return Detections(*found, *pasted)
+        return ExportedDetections(*found, *pasted)
 
 
 class _Checkpoint:
@@ -79,10 +79,10 @@ class _Checkpoint:
         self._predictor = Predictor(path, device="cpu")
         self.class_names = tuple(self._predictor.class_names)
 
-    def __call__(self, image: ImageLike) -> Detections:
+    def __call__(self, image: ImageLike) -> ExportedDetections:
         found = self._predictor(image)
         masks = found.pred_masks.numpy() if found.has("pred_masks") else None
-        return Detections(
+        return ExportedDetections(
             found.pred_boxes.tensor.numpy(),
             found.scores.numpy(),
             found.pred_classes.numpy(),
@@ -90,8 +90,8 @@ class _Checkpoint:
         )
 
 
-def load(path: str | PathLike) -> Callable[[ImageLike], Detections]:
-    """A function from images to :class:`Detections`, from a file of any of the three formats.
+def load(path: str | PathLike) -> Callable[[ImageLike], ExportedDetections]:
+    """A function from images to :class:`ExportedDetections`, from a file of any format.
 
     Args:
         path: ends in ``.ts`` (TorchScript), ``.onnx`` or ``.pth``.

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 
+from rs_d2.coco.image_files import file_name
+from rs_d2.coco.rle import encode_mask
 from rs_d2.prediction.predictor import Predictor
 from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
@@ -58,7 +58,7 @@ def ids_of_ground_truth(
         UserError: Not such a json, or an image or class is not in it.
     """
     try:
-        names = {_file_name(image): image["id"] for image in content["images"]}
+        names = {file_name(image): image["id"] for image in content["images"]}
         categories = {entry["name"]: entry["id"] for entry in content["categories"]}
     except (KeyError, TypeError):
         raise UserError(f"{source}: expected the images and categories of a COCO json") from None
@@ -91,36 +91,8 @@ def result_entries(instances: Instances, image_id: Any, ids: Ids) -> list[dict[s
     ]
     if instances.has("pred_masks"):
         for entry, mask in zip(entries, instances.pred_masks.numpy(), strict=True):
-            entry["segmentation"] = run_lengths(mask)
+            entry["segmentation"] = encode_mask(mask)
     return entries
-
-
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Run lengths of a mask [H, W], compressed as COCO does it; equal to pycocotools' ``encode``.
-
-    Only the rows and columns with foreground are looked at, which is most of the time saved.
-    """
-    height, width = mask.shape
-    rows = np.flatnonzero(mask.any(1))
-    if not len(rows):
-        return {"size": [height, width], "counts": _compressed([height * width], mask.shape)}
-    top, bottom = rows[0], rows[-1] + 1
-    columns = np.flatnonzero(mask[top:bottom].any(0))
-    left, right = columns[0], columns[-1] + 1
-    part = mask[top:bottom, left:right].T
-    # Column by column, each between two zeros, so that no run goes on into the next column.
-    padded = np.zeros((part.shape[0], part.shape[1] + 2), dtype=np.int8)
-    padded[:, 1:-1] = part
-    column, row = divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), part.shape[1] + 1)
-    edges = (column + left) * height + row + top  # start, end, start, end, ...
-    starts, ends = edges[0::2], edges[1::2]
-    apart = starts[1:] != ends[:-1]  # a run to the bottom goes on at the top of the next column
-    starts = np.concatenate([starts[:1], starts[1:][apart]])
-    ends = np.concatenate([ends[:-1][apart], ends[-1:]])
-    edges = np.stack([starts, ends], axis=1).reshape(-1)
-    counts = np.diff(edges, prepend=0, append=height * width)
-    counts = counts[:-1] if counts[-1] == 0 else counts
-    return {"size": [height, width], "counts": _compressed(counts.tolist(), mask.shape)}
 
 
 class ResultFiles:
@@ -182,15 +154,6 @@ class ResultFiles:
 def as_json(entries: Sequence[Mapping[str, Any]]) -> str:
     """Entries as json, one in a line, without the list's brackets."""
     return ",\n".join(json.dumps(entry) for entry in entries)
-
-
-def _compressed(counts: list[int], shape: tuple[int, ...]) -> str:
-    rle = mask_util.frPyObjects({"size": list(shape), "counts": counts}, *shape)
-    return rle["counts"].decode()
-
-
-def _file_name(image: Mapping[str, Any]) -> str:
-    return image["file_name"] if image.get("file_name") else image["coco_url"]
 
 
 def _image_ids(names: Mapping[str, Any], paths: Sequence[Path], source: str) -> tuple[Any, ...]:

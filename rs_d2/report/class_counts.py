@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rs_d2.coco.reading import read_to_evaluate
 from rs_d2.coco.records import GroundTruth
 
 _LARGEST_FILE = 128 * 2**20  # bytes; to read a larger one would take longer than to evaluate
@@ -21,16 +21,16 @@ class ClassCounts(NamedTuple):
     unit: str
 
 
-def count_objects(content: Mapping[str, Any], ground_truth: GroundTruth) -> ClassCounts:
+def count_objects(annotations: Iterable[dict[str, Any]], ground_truth: GroundTruth) -> ClassCounts:
     """Objects of each class in a training json, crowds left out.
 
     Args:
-        content: what the json holds.
+        annotations: of an ``AnnotationFile``.
         ground_truth: the set that is evaluated; its category ids say what is counted.
     """
     counts = dict.fromkeys(ground_truth.category_ids.tolist(), 0.0)
-    for annotation in content.get("annotations", ()):
-        if annotation.get("category_id") in counts and not annotation.get("iscrowd"):
+    for annotation in annotations:
+        if annotation["category_id"] in counts and not annotation.get("iscrowd"):
             counts[annotation["category_id"]] += 1
     return ClassCounts(np.array(list(counts.values())), "objects in the training set")
 
@@ -58,4 +58,4 @@ def _of_one(metadata: Any, ground_truth: GroundTruth) -> ClassCounts | None:
     path = Path(metadata.get("json_file") or "")
     if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
         return None
-    return count_objects(json.loads(path.read_text()), ground_truth)
+    return count_objects(read_to_evaluate(path).annotations, ground_truth)

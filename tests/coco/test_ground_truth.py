@@ -26,17 +26,21 @@ def content_with(table, **changes):
             {"id": None},
             r"images\[1\]: id: expected an integer or a string, found nothing",
         ),
-        ("images", {"id": 1}, "image 1: the id occurs twice"),
+        ("images", {"id": 1}, "image 1: the id occurs 2 times"),
         ("images", {"id": "2"}, "image ids: some are integers and some are strings"),
         ("images", {"height": 0}, "image 2: height: expected a positive integer, found 0"),
         ("images", {"neg_category_ids": [1.5]}, "image 2: neg_category_ids: expected a list"),
         ("categories", {"id": "2"}, r"categories\[1\]: id: expected an integer, found '2'"),
-        ("categories", {"id": 1}, "category 1: the id occurs twice"),
+        ("categories", {"id": 1}, "category 1: the id occurs 2 times"),
         ("categories", {"frequency": "x"}, "category 2: frequency: expected r, c or f, found 'x'"),
         ("annotations", {"image_id": 77}, "annotation 2: image_id: expected the id of an image"),
         ("annotations", {"category_id": None}, "annotation 2: category_id: .*, found nothing"),
-        ("annotations", {"bbox": [1, 2, 3]}, "annotation 2: bbox: expected four finite numbers"),
-        ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "annotation 2: bbox: expected four"),
+        ("annotations", {"bbox": [1, 2, 3]}, r"annotation 2: bbox: expected four numbers \[x, y,"),
+        (
+            "annotations",
+            {"bbox": [1, 2, 3, float("nan")]},
+            "annotation 2: bbox: expected four finite",
+        ),
     ],
 )
 def test_a_bad_entry_is_named(table, changes, message):
@@ -80,15 +84,36 @@ def test_lists_may_name_classes_that_a_subset_lacks():
     assert truth.known.max() < len(truth.image_ids) * truth.num_categories
 
 
-def test_each_form_reads_its_own_flag():
+@pytest.mark.parametrize("flag", ["iscrowd", "ignore"])
+def test_either_flag_is_a_crowd_in_coco_and_ignored_in_lvis(flag):
+    """As in training: one file must not have two scores."""
     content, _ = made("coco", seed=1)
-    crowd = np.array([bool(a["iscrowd"]) for a in content["annotations"]])
-    assert crowd.any()
+    flags = [annotation.pop("iscrowd") for annotation in content["annotations"]]
+    for annotation, value in zip(content["annotations"], flags, strict=True):
+        annotation[flag] = value
+    flags = np.array(flags, dtype=bool)
+    assert flags.any()
     coco, lvis = (ground_truth_from(content, style) for style in ("coco", "lvis"))
-    np.testing.assert_array_equal(coco.crowd, crowd)
-    np.testing.assert_array_equal(coco.ignored, crowd)
+    np.testing.assert_array_equal(coco.crowd, flags)
+    np.testing.assert_array_equal(coco.ignored, flags)
+    np.testing.assert_array_equal(lvis.ignored, flags)
     assert not lvis.crowd.any()
-    assert not lvis.ignored.any()
-    content, _ = made("lvis", seed=1)
-    lvis = ground_truth_from(content, "lvis")
-    assert lvis.ignored.sum() == sum(a["ignore"] for a in content["annotations"]) > 0
+    unsure = lvis.is_not_exhaustive(lvis.images, lvis.categories)
+    assert unsure[flags].all() if flag == "iscrowd" else not unsure.any()
+
+
+def test_null_is_the_same_as_nothing():
+    content, _ = made("lvis")
+    del content["annotations"][0]["segmentation"]
+    bare = copy.deepcopy(content)
+    for table, *fields in (
+        ("images", "neg_category_ids", "not_exhaustive_category_ids"),
+        ("categories", "frequency", "name"),
+        ("annotations", "area", "ignore", "segmentation"),
+    ):
+        for field in fields:
+            content[table][0][field] = None
+            bare[table][0].pop(field, None)
+    found, expected = (vars(ground_truth_from(c, "lvis")) for c in (content, bare))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)

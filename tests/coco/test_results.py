@@ -1,14 +1,10 @@
-"""Results in, results out; what is wrong with them is named."""
-
-import json
+"""Results in; what is wrong with them is named."""
 
 import numpy as np
 import pytest
-from helpers.made_detections import SIDE, made, rle
+from helpers.made_detections import SIDE, made
 from pycocotools import mask as mask_util
 
-from rs_d2.coco.results import as_results
-from rs_d2.coco.rle import run_totals
 from rs_d2.evaluation import detections_from, ground_truth_from
 from rs_d2.utils.errors import UserError
 
@@ -23,17 +19,6 @@ def results_with(**changes):
     results = made("coco")[1][:4]
     results[2] = {k: v for k, v in (results[2] | changes).items() if v is not None}
     return results
-
-
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_results_survive_the_round_trip(truth, iou_type):
-    results = made("coco")[1]
-    before = json.dumps(results)
-    found = detections_from(results, truth, iou_type)
-    assert json.dumps(results) == before
-    back = as_results(found, truth)
-    fields = ["image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation"]
-    assert [{k: r[k] for k in fields} for r in back] == [{k: r[k] for k in fields} for r in results]
 
 
 @pytest.mark.parametrize(
@@ -124,23 +109,3 @@ def test_any_form_of_a_mask_will_do(truth):
     for mask in (polygon, text, {"size": [SIDE, SIDE], "counts": runs}):
         found = detections_from(results_with(segmentation=mask), truth, "segm")
         assert found.areas("segm")[2] == bitmap.sum()
-
-
-def test_runs_are_counted_without_decoding():
-    masks = [rle([x, 10, 5 + x, 100 - x]) for x in range(0, 90, 7)]
-    masks += [rle([0, 0, 0, 0])]
-    counts = [mask["counts"] for mask in masks]
-    assert run_totals(counts).tolist() == [SIDE * SIDE] * len(masks)
-    assert run_totals([c.encode() for c in counts]).tolist() == [SIDE * SIDE] * len(masks)
-    broken = [counts[0], "", counts[1][:-1] + "o", "é", counts[2]]
-    assert run_totals(broken)[[0, 4]].tolist() == [SIDE * SIDE] * 2
-    assert run_totals(broken)[1] == 0
-    assert run_totals(broken)[[2, 3]].tolist() == [-1, -1]
-    assert run_totals([]).tolist() == []
-
-
-def test_runs_of_noise_are_counted():
-    random = np.random.default_rng(0)
-    for height, width in ((1, 1), (3, 500), (200, 321)):
-        mask = np.asfortranarray((random.random((height, width)) < 0.5).astype(np.uint8))
-        assert run_totals([mask_util.encode(mask)["counts"]]).tolist() == [height * width]

@@ -6,14 +6,14 @@ import pytest
 pytest.importorskip("detectron2")
 
 from rs_d2.export.comparison import compare
-from rs_d2.export.runtime import Detections
+from rs_d2.export.runtime import ExportedDetections
 
 SIZE = (40, 50)
 
 
 def detections(**changes):
     """Three detections, the last two of one score."""
-    made = Detections(
+    made = ExportedDetections(
         boxes=np.array([[1, 2, 20, 30], [5, 6, 25, 35], [10, 12, 44, 39]], dtype=np.float32),
         scores=np.array([0.9, 0.5, 0.5], dtype=np.float32),
         classes=np.array([3, 1, 1]),
@@ -24,7 +24,7 @@ def detections(**changes):
 
 
 def taken(found, order):
-    return Detections(*(value[order] for value in found))
+    return ExportedDetections(*(value[order] for value in found))
 
 
 def test_a_file_does_not_differ_from_itself():

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
@@ -21,33 +20,8 @@ from rs_d2.prediction.result_files import (
     default_ids,
     ids_of_ground_truth,
     result_entries,
-    run_lengths,
 )
 from rs_d2.utils.errors import UserError
-
-
-def masks():
-    rng = np.random.default_rng(0)
-    shapes = {"empty": np.zeros((7, 5)), "full": np.ones((7, 5)), "one": np.zeros((7, 5))}
-    shapes["one"][3, 2] = 1
-    shapes["corners"] = np.zeros((6, 9))
-    shapes["corners"][0, 0] = shapes["corners"][-1, -1] = 1
-    shapes["columns"] = np.zeros((6, 9))
-    shapes["columns"][:, 3:6] = 1  # one run over three columns
-    shapes["row"] = np.zeros((1, 9))
-    shapes["row"][0, 2:5] = 1
-    for i, density in enumerate((0.02, 0.5, 0.98)):
-        shapes[f"noise {i}"] = rng.random((23, 31)) < density
-    return {name: mask.astype(bool) for name, mask in shapes.items()}
-
-
-@pytest.mark.parametrize("name", masks())
-def test_run_lengths_are_those_of_pycocotools(name):
-    mask = masks()[name]
-    expected = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    found = run_lengths(mask)
-    assert found["size"] == list(expected["size"])
-    assert found["counts"] == expected["counts"].decode()
 
 
 def made(with_masks):

@@ -86,7 +86,7 @@ def test_the_rows_of_all_classes_add_up():
 
 def test_the_csv_holds_the_rows(tmp_path):
     content, evaluation = evaluated("coco", seed=2)
-    counts = count_objects(content, evaluation.ground_truth)
+    counts = count_objects(content["annotations"], evaluation.ground_truth)
     write_per_class(tmp_path / "new" / "classes.csv", evaluation, counts)
     with (tmp_path / "new" / "classes.csv").open() as file:
         rows = [*csv.DictReader(file)]
@@ -105,7 +105,7 @@ def test_counts_of_training_sets_are_added_or_unknown(tmp_path):
     path.write_text(json.dumps(content))
     one = counts_of_metadata([{"json_file": str(path)}], truth)
     two = counts_of_metadata([{"json_file": str(path)}] * 2, truth)
-    assert one.values.sum() == len(content["annotations"])
+    assert one.values.sum() == sum(not a["ignore"] for a in content["annotations"])
     np.testing.assert_array_equal(two.values, 2 * one.values)
     assert counts_of_metadata([], truth) is None
     assert counts_of_metadata([{"json_file": str(tmp_path / "none.json")}], truth) is None

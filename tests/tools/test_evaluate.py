@@ -2,12 +2,24 @@
 
 import gzip
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 from conftest import REPO, shared
-from helpers.made_detections import made
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers.made_detections import SIDE, made
+from PIL import Image
+
+from rs_d2.coco import reading
+from rs_d2.data import register_custom
+from rs_d2.evaluation import (
+    RSCOCOEvaluator,
+    RSLVISEvaluator,
+    detections_from,
+    evaluate_detections,
+)
 
 sys.path.insert(0, str(REPO / "tools"))
 import evaluate
@@ -16,6 +28,7 @@ NAMES = [
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN"),
 ]
+NAME = "validated"
 COCO = ("coco", "evaluator_coco", "instances_val2014_100.json", "fake{}100_results.json")
 LVIS = ("lvis", "evaluator_lvis", "lvis_val_50.json", "lvis_results_50.json")
 
@@ -139,3 +152,97 @@ def test_it_runs_as_a_program_from_anywhere(files):
     done = subprocess.run(command + argv, cwd=files, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "oLRP_Loc" in done.stdout
+
+
+def as_training_evaluates(folder, style):
+    """The ground truth that a training with this file as validation set has."""
+    register_custom(NAME, str(folder / "gt.json"), str(folder))
+    try:
+        kind = {"coco": RSCOCOEvaluator, "lvis": RSLVISEvaluator}[style]
+        return kind(NAME, ("bbox",), distributed=False).ground_truth
+    finally:
+        DatasetCatalog.remove(NAME)
+        MetadataCatalog.remove(NAME)
+
+
+def flag(name):
+    def change(content):
+        for annotation in content["annotations"][::4]:
+            annotation |= {"iscrowd": 0, "ignore": 0, name: 1}
+
+    return change
+
+
+def no_use(content):
+    for annotation, fields in zip(
+        content["annotations"],
+        (
+            {"bbox": [5, 5, 0, 9]},
+            {"bbox": [-50, 5, 9, 9]},
+            {"bbox": [5, 5, float("nan"), 9]},
+            {"segmentation": []},
+            {"segmentation": [[1, 2, 3, 4]]},
+            {"segmentation": {"size": [7, 7], "counts": [49]}},
+        ),
+        strict=False,
+    ):
+        annotation |= fields
+
+
+def few_masks(content):
+    for annotation in content["annotations"][::2]:
+        annotation["segmentation"] = None
+    for annotation in content["annotations"]:
+        del annotation["area"]
+
+
+def odd_areas(content):
+    for annotation, area in zip(content["annotations"], [0, -1, None, True, "9"] * 5, strict=False):
+        annotation["area"] = area
+
+
+def nulls(content):
+    for image in content["images"][::2]:
+        image |= {"neg_category_ids": None, "not_exhaustive_category_ids": None}
+    for annotation in content["annotations"][::2]:
+        annotation |= {"iscrowd": None, "ignore": None, "area": None}
+
+
+@pytest.mark.parametrize("style", ["coco", "lvis"])
+@pytest.mark.parametrize(
+    "change", [flag("iscrowd"), flag("ignore"), no_use, few_masks, odd_areas, nulls]
+)
+def test_one_file_has_one_score(files, monkeypatch, capsys, change, style):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files / "cache"))
+    content, results = made(style, num_images=6)
+    content["annotations"] = [
+        {k: v for k, v in a.items() if k not in ("iscrowd", "ignore")}
+        for a in content["annotations"]
+    ]
+    change(content)
+    for image in content["images"]:
+        Image.new("1", (SIDE, SIDE)).save(files / image["file_name"])
+    (files / "gt.json").write_text(json.dumps(content))
+    (files / "dets.json").write_text(json.dumps(results))
+    truth = as_training_evaluates(files, style)
+    summary = evaluate_detections(truth, detections_from(results, truth, "bbox")).summary
+    reading._in_memory.clear()  # another process
+    assert evaluate.main(arguments(files, style=style)) == 0
+    found = json.loads((files / "out.json").read_text())
+    assert found == {n: None if math.isnan(summary[n]) else summary[n] for n in NAMES}
+
+
+def test_what_is_left_out_is_told(files, caplog):
+    content = json.loads((files / "gt.json").read_text())
+    content["annotations"][0]["bbox"] = [5, 5, 0, 9]
+    (files / "gt.json").write_text(json.dumps(content))
+    assert evaluate.main(arguments(files)) == 0
+    expected = "gt.json: left out boxes without area (1, first: annotation 1)"
+    assert expected in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_other_programs_are_read(files, encoding):
+    for name in ("gt.json", "dets.json"):
+        (files / name).write_text((files / name).read_text(), encoding=encoding)
+    assert evaluate.main(arguments(files, "--train-gt", files / "gt.json")) == 0
