@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from rs_d2.utils.cli import run_program, stop
 from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError
 from rs_d2.utils.launch import launch
 
 if TYPE_CHECKING:
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 def work(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
     """Train or evaluate in this process, which may be one of many."""
     from rs_d2 import engine
+    from rs_d2.checkpoint.loading import load_for_evaluation
 
     engine.start_process(cfg, args, notes)
     with engine.console_above_bars():
         if args.eval_only:
             model = engine.RSTrainer.build_model(cfg)
-            engine.load_for_evaluation(cfg, model, resume=args.resume)
+            load_for_evaluation(cfg, model, resume=args.resume)
             results = engine.RSTrainer.test(cfg, model)
         else:
             trainer = engine.RSTrainer(cfg)
@@ -57,34 +58,27 @@ def run(argv: Sequence[str] | None) -> int:
             args=(cfg, args, notes),
         )
     except KeyboardInterrupt:
-        return _stop(f"interrupted; {engine.last_checkpoint_line(cfg.OUTPUT_DIR)}", 130)
+        return stop(f"interrupted; {engine.last_checkpoint_line(cfg.OUTPUT_DIR)}", 130)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line; anything else keeps its trace."""
     try:
-        return run(argv)
-    except UserError as error:
-        return _stop(f"error: {error}", 2)
+        return run_program(lambda: run(argv))
     except FloatingPointError as error:
-        return _stop(f"error: {error}", 1)
+        return stop(f"error: {error}", 1)
     except ProcessRaisedException as error:  # from one of several processes
         diverged = re.search(r"^[\w.]+\.TrainingDiverged: (.*)$", str(error), re.MULTILINE)
         if diverged is None:
             raise
-        return _stop(f"error: {diverged[1]}", 1)
+        return stop(f"error: {diverged[1]}", 1)
     except ProcessExitedException as error:
         if error.signal_name is not None:  # killed
             raise
         return error.exit_code
     except KeyboardInterrupt:
-        return _stop("interrupted before the first iteration", 130)
-
-
-def _stop(line: str, exit_code: int) -> int:
-    print(" ".join(line.split()), file=sys.stderr, flush=True)  # one line, whatever it quotes
-    return exit_code
+        return stop("interrupted before the first iteration", 130)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from rs_d2 import add_rs_config
-from rs_d2.config import is_dense, num_classes_key
+from rs_d2.config import architecture_of, architectures, num_classes_key
 from rs_d2.config.check import check_config
 from rs_d2.criterion import BALANCERS, LABELS, Candidates
 from rs_d2.modeling.build import build_box_criterion
@@ -29,6 +29,7 @@ def page():
             exec(compile(code, "docs/extending.md", "exec"), names)
     yield names
     META_ARCH_REGISTRY._obj_map.pop("MiddleDetector")
+    architectures._ARCHITECTURES.pop("MiddleDetector")
     del LABELS["centre"], BALANCERS["half"]
 
 
@@ -79,5 +80,9 @@ def test_the_detector_trains_and_detects(page):
 
 
 def test_programs_know_a_detector_of_the_users_as_dense(page):
-    assert is_dense(page["cfg"])
+    architecture = architecture_of(page["cfg"])  # that of AnchorDenseDetector
+    assert [stage.name for stage in architecture.stages] == ["dense"]
+    assert architecture.is_exportable
+    assert page["inherited"].title(page["cfg"]) == "RS-MiddleDetector"
+    assert architecture.title(page["cfg"]) == "Middles"
     assert num_classes_key(page["cfg"]) == "MODEL.RETINANET.NUM_CLASSES"

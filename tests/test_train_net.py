@@ -77,10 +77,17 @@ def test_a_wrong_key_or_value_is_named_in_one_line(arguments, culprit, config, c
     assert culprit in error_line(capfd)
 
 
-@pytest.mark.parametrize("key", ["MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "TEST.AUG.ENABLED"])
-def test_what_a_dense_detector_cannot_do_is_said_before_the_training(key, capfd):
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("MODEL.MASK_ON", "masks"),
+        ("MODEL.KEYPOINT_ON", "keypoints"),
+        ("TEST.AUG.ENABLED", "prediction from several views"),
+    ],
+)
+def test_what_a_dense_detector_cannot_do_is_said_before_the_training(key, what, capfd):
     assert run("--config-file", "configs/quick/rs_atss_digits.yaml", key, "True") == 2
-    assert f"{key}: ATSS gives boxes only" in error_line(capfd)
+    assert f"{key}: ATSS has no {what}" in error_line(capfd)
 
 
 @pytest.mark.parametrize(

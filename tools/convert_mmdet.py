@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from torch import Tensor
 
 from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
 from rs_d2.checkpoint.mmdet import Conversion, describe, to_detectron2, to_mmdet
-from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.cli import ProgramParser, check_pairs, run_program
+from rs_d2.utils.d2_compat import require_detectron2, silence_torch
+from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import config_dir
 
 _WRAPPER = "module."  # of a model that was saved in its distributed wrapper
@@ -37,25 +37,22 @@ _WRAPPER = "module."  # of a model that was saved in its distributed wrapper
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser(__doc__)
     parser.add_argument("--config-file", required=True, help="config of the model")
     parser.add_argument("source", metavar="IN.pth", type=Path, help="checkpoint to read")
     parser.add_argument("target", metavar="OUT.pth", type=Path, help="checkpoint to write")
     parser.add_argument("--check", metavar="IMAGE", help="run the model on an image first")
     parser.add_argument("--to-mmdet", action="store_true", help="IN is Detectron2's, OUT mmdet's")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change")
+    parser.add_pairs()
     args = parser.parse_intermixed_args(argv)
-    if len(args.opts) % 2:
-        parser.error(f"KEY VALUE: no value for {args.opts[-1]}")
+    check_pairs(args.opts)
     return args
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, convert, try, write."""
     require_detectron2()
-    warnings.filterwarnings("ignore", message="torch.meshgrid")  # not the user's
+    silence_torch()
     from rs_d2.checkpoint.smoke_run import model_shapes
     from rs_d2.config.check import check_config
     from rs_d2.config.load import find_config, load_config
@@ -84,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    return exit_code(lambda: run(parse_args(argv)))
+    return run_program(lambda: run(parse_args(argv)))
 
 
 def _check_target(source: Path, target: Path) -> None:

@@ -24,15 +24,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
+from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.cli import ProgramParser, positive_int, run_program
 from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import make_folder
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser(__doc__)
     parser.add_argument("--gt", type=Path, required=True, help="ground truth, COCO or LVIS json")
     parser.add_argument("--results", type=Path, required=True, help="list of detections, json")
     parser.add_argument("--format", choices=("coco", "lvis"), required=True, help="whose rules")
@@ -41,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("auto", "hotcoco", "reference"), default="auto")
     parser.add_argument(
         "--max-dets",
-        type=_positive,
+        type=positive_int,
         help="cap of an image and class (coco, 100) or image (lvis, 300)",
     )
     parser.add_argument(
@@ -55,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of the images, for the report")
     args = parser.parse_args(argv)
     if args.fixed_ap and args.max_dets is not None:
-        parser.error("--fixed-ap and --max-dets exclude each other")
+        raise UserError("--fixed-ap and --max-dets exclude each other")
     return args
 
 
@@ -80,7 +81,9 @@ def run(args: argparse.Namespace) -> None:
         evaluation = evaluate_detections(truth, found, args.iou_type, args.engine, args.max_dets)
     summary = evaluation.summary
     flat = {name: None if math.isnan(summary[name]) else summary[name] for name in METRICS}
-    _write(args.output, json.dumps(flat, indent=2) + "\n")
+    make_folder(args.output.parent, "--output")
+    with atomic_write(args.output, "w") as file:
+        file.write(json.dumps(flat, indent=2) + "\n")
     _show(evaluation.engine, summary)
     counts = None
     if args.train_gt is not None:
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    return exit_code(lambda: run(parse_args(argv)))
+    return run_program(lambda: run(parse_args(argv)))
 
 
 def _show(engine: str, summary: dict[str, float]) -> None:
@@ -105,21 +108,6 @@ def _show(engine: str, summary: dict[str, float]) -> None:
 
     rows = [(name, value) for name, value in summary.items() if not math.isnan(value)]
     print(tabulate(rows, (f"by {engine}", "percent"), floatfmt=".2f"))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
 
 
 if __name__ == "__main__":

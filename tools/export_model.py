@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an insta
 
 import numpy as np
 
-from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.cli import ProgramParser, check_pairs, run_program
+from rs_d2.utils.d2_compat import require_detectron2, silence_torch
+from rs_d2.utils.errors import UserError
 
 _SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".export.pth"}
 _NOISE_SHAPE = (480, 640, 3)
@@ -35,19 +36,15 @@ _NOISE_SHAPE = (480, 640, 3)
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser(__doc__)
     parser.add_argument("--format", required=True, choices=_SUFFIXES)
     parser.add_argument("--weights", required=True, type=Path, metavar="FILE", help="checkpoint")
     parser.add_argument("--config-file", metavar="FILE", help="default: the checkpoint's own")
     parser.add_argument("--image", metavar="FILE", help="to compare on; best with objects")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: beside the weights")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys; they come last")
-    parser.error = _raise_user_error
+    parser.add_pairs()
     args = parser.parse_intermixed_args(argv)
-    if len(args.opts) % 2:
-        raise UserError(f"KEY VALUE: '{args.opts[-1]}' has no partner")
+    check_pairs(args.opts)
     args.output = args.output or args.weights.with_suffix(_SUFFIXES[args.format])
     _check_output(args)
     return args
@@ -56,7 +53,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Export, compare, and say how it went; returns the exit code."""
     require_detectron2()
-    from rs_d2.engine.setup import silence_torch
     from rs_d2.export import export_model, verify
     from rs_d2.prediction.predictor import Predictor
 
@@ -73,13 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    code = 0
-
-    def program() -> None:
-        nonlocal code
-        code = run(parse_args(argv))
-
-    return exit_code(program) or code
+    return run_program(lambda: run(parse_args(argv)))
 
 
 def _read(path: str | None, predictor: Any) -> np.ndarray:
@@ -122,10 +112,6 @@ def _show(path: Path, rows: Sequence[Any]) -> None:
     ]
     print(f"{path}: largest differences from the model\n")
     print(tabulate(lines, headers=header))
-
-
-def _raise_user_error(message: str) -> None:
-    raise UserError(message)
 
 
 if __name__ == "__main__":

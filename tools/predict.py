@@ -31,17 +31,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.cli import ProgramParser, check_pairs, positive_int, run_program
+from rs_d2.utils.d2_compat import require_detectron2, silence_torch
+from rs_d2.utils.errors import UserError
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")  # of a config
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = ProgramParser(
+        __doc__,
         usage="%(prog)s --weights FILE INPUT ... --output FOLDER [options] [KEY VALUE ...]",
     )
     parser.add_argument(
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", metavar="FILE", help="default: the checkpoint's own")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--score-thresh", type=float, metavar="X", help="default: the config's")
-    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N")
     parser.add_argument(
         "--num-workers",
         type=int,
@@ -66,7 +66,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gt-json", type=Path, metavar="FILE", help="take image and category ids from this json"
     )
-    parser.error = _raise_user_error
     args = parser.parse_intermixed_args(argv)
     args.inputs, args.opts = _split(args.inputs)
     if args.num_workers < 0:
@@ -77,14 +76,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what was done; returns the exit code."""
     require_detectron2()
-    from rs_d2.engine.setup import silence_torch
-    from rs_d2.prediction import inputs as sources
-    from rs_d2.prediction import runner as prediction
+    from rs_d2.prediction.inputs import find_images
     from rs_d2.prediction.predictor import Predictor
+    from rs_d2.prediction.runner import predict_images
+    from rs_d2.prediction.video import is_video, predict_video
 
     silence_torch()
-    video = _only_video(args, sources.is_video)
-    files = [] if video else sources.find_images(args.inputs, args.output)
+    video = _only_video(args, is_video)
+    files = [] if video else find_images(args.inputs, args.output)
     device = dict(zip(args.opts[0::2], args.opts[1::2], strict=True)).get("MODEL.DEVICE")
     predictor = Predictor(
         args.weights,
@@ -95,18 +94,17 @@ def run(args: argparse.Namespace) -> int:
     )
     options = {"draw": not args.no_draw, "batch_size": args.batch_size}
     if video:
-        summary = prediction.predict_video(predictor, video, args.output, **options)
+        summary = predict_video(predictor, video, args.output, **options)
     else:
         options |= {"ids": _ids(args, predictor, files), "num_workers": args.num_workers}
-        summary = prediction.predict_images(predictor, files, args.output, **options)
+        summary = predict_images(predictor, files, args.output, **options)
     return _tell(args, summary, live=bool(video) and video.startswith("webcam"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    codes: list[int] = []
     try:
-        return exit_code(lambda: codes.append(run(parse_args(argv)))) or codes[0]
+        return run_program(lambda: run(parse_args(argv)))
     except KeyboardInterrupt:
         print("interrupted before the first image", file=sys.stderr)
         return 130
@@ -119,8 +117,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     inputs, opts = words[:first], words[first:]
     if not inputs:
         raise UserError("INPUT: no image, folder or video is given")
-    if len(opts) % 2:
-        raise UserError(f"KEY VALUE pairs: '{opts[-1]}' has no partner in {' '.join(opts)}")
+    check_pairs(opts)
     return inputs, opts
 
 
@@ -158,17 +155,6 @@ def _tell(args: argparse.Namespace, summary: Any, *, live: bool) -> int:
     if summary.interrupted and not live:  # a webcam has no other end
         return 130
     return 1 if summary.num_unreadable or summary.num_unwritten else 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _raise_user_error(message: str) -> None:
-    raise UserError(message)
 
 
 if __name__ == "__main__":

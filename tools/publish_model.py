@@ -24,15 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
+from rs_d2.utils.cli import ProgramParser, run_program
 from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.errors import UserError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser(__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="IN.pth")
     parser.add_argument("folder", type=Path, metavar="OUT_FOLDER")
     parser.add_argument(
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    return exit_code(lambda: run(parse_args(argv)))
+    return run_program(lambda: run(parse_args(argv)))
 
 
 def _checked(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:

@@ -22,19 +22,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
+from rs_d2.utils.cli import ProgramParser, check_pairs, run_program
 from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.errors import UserError, exit_code
+from rs_d2.utils.errors import UserError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ProgramParser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint")
     parser.add_argument("--val-json", metavar="FILE", help="your own annotations, COCO or LVIS")
@@ -52,11 +50,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--per-class", type=Path, help="CSV with each class's LRP-optimal threshold"
     )
     parser.add_argument("--output", type=Path, help="default: threshold_sweep beside the weights")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys; they come last")
-    parser.error = _raise_user_error
+    parser.add_pairs()
     args = parser.parse_args(argv)
     if args.timed_images < 0:
         raise UserError(f"--timed-images: {args.timed_images} is not at least 0")
+    check_pairs(args.opts)
     args.output = args.output or Path(args.weights).parent / "threshold_sweep"
     return args
 
@@ -65,17 +63,21 @@ def run(args: argparse.Namespace) -> None:
     """Sweep, show the table and write the files."""
     require_detectron2()
     from rs_d2 import engine
-    from rs_d2.analysis import thresholds as sweep
-    from rs_d2.analysis.threshold_sweep import detect, measure
+    from rs_d2.analysis import threshold_sweep as sweep
+    from rs_d2.analysis.search_times import measure
+    from rs_d2.checkpoint.loading import load_for_evaluation
     from rs_d2.config import score_thresh_key
 
-    cfg = _start(args)
+    opts = [*args.opts, "MODEL.WEIGHTS", args.weights, "OUTPUT_DIR", str(args.output)]
+    cfg, notes = engine.prepare(args.config_file, opts, engine.OwnData.of(args), eval_only=True)
+    engine.start_process(cfg, args, notes)
     model = engine.RSTrainer.build_model(cfg)
-    engine.load_for_evaluation(cfg, model, resume=False)
+    load_for_evaluation(cfg, model)
     model.eval()
     thresholds = sorted(set(args.thresholds or sweep.THRESHOLDS))
-    evaluator, timed = detect(cfg, model, thresholds[0], args.timed_images)
-    truth, detections, tasks = sweep.collected(evaluator)
+    evaluator, timed = sweep.collect_detections(cfg, model, thresholds[0], args.timed_images)
+    truth, detections = evaluator.ground_truth, evaluator.detections()
+    tasks = evaluator.tasks[::-1]  # the main one first: masks, where there are any
     rows = sweep.sweep(truth, detections, thresholds, tasks, cfg.TEST.EVALUATOR_ENGINE)
     for row, times in zip(rows, measure(model, timed, thresholds), strict=True):
         row.update(times)
@@ -95,20 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
-    return exit_code(lambda: run(parse_args(argv)))
-
-
-def _start(args: argparse.Namespace) -> Any:
-    from rs_d2 import engine
-
-    argv = ["--config-file", args.config_file, "--eval-only"]
-    for name in ("val_json", "val_images"):
-        argv += [f"--{name.replace('_', '-')}", getattr(args, name)] if getattr(args, name) else []
-    opts = [*args.opts, "MODEL.WEIGHTS", args.weights, "OUTPUT_DIR", str(args.output)]
-    train_args = engine.parse_args([*argv, *opts])
-    cfg, notes = engine.setup(train_args)
-    engine.start_process(cfg, train_args, notes)
-    return cfg
+    return run_program(lambda: run(parse_args(argv)))
 
 
 def _show(rows: list[dict], best: dict, metric: str, tolerance: float, key: str) -> None:
@@ -124,10 +113,6 @@ def _threshold(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
-
-
-def _raise_user_error(message: str) -> None:
-    raise UserError(message)
 
 
 if __name__ == "__main__":

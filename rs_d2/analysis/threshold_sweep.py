@@ -1,31 +1,40 @@
-"""Run a model for a sweep over score thresholds: once for its detections, then for its times."""
+"""What a model would score at every score threshold, from its detections at the lowest one.
+
+A detection survives class-wise suppression by what scores higher. So those that a model returns at
+a threshold are, of those it returns at a lower one, the ones that score above the threshold: the
+model runs once for its detections. Then it runs at every threshold for its times.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from statistics import median
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import batched_nms
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from torch import Tensor, nn
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
 
+from rs_d2.analysis.search_times import SEARCHES, searching
+from rs_d2.coco.records import Detections, GroundTruth
 from rs_d2.engine.trainer import RSTrainer
 from rs_d2.evaluation import build_evaluator
+from rs_d2.evaluation.evaluate import Evaluation, evaluate_detections
 from rs_d2.evaluation.evaluator import ArrayEvaluator
-from rs_d2.modeling.dense import AnchorDenseDetector
-from rs_d2.modeling.inference import searching_with
-from rs_d2.ops.nms import BoxTable, class_wise_nms
-from rs_d2.utils.errors import UserError
 
-SEARCHES = ("early stopping", "plain")  # the predictor's own search, and Detectron2's
+THRESHOLDS = (1e-4, 1e-3, 1e-2, 0.1, 0.4, 0.6, 0.8)  # those of the published table
+
+_BY_FREQUENCY, _BY_IOU = ("AP", "APr", "APc", "APf", "oLRP"), ("AP", "AP50", "AP75", "oLRP")
+_SHOWN = {"bbox": "box", "segm": "mask"}
+_COLORS = {"AP": "#333333", "early stopping": "#2471a3", "plain": "#c0392b"}
 
 
-def detect(
+def collect_detections(
     cfg: CfgNode, model: nn.Module, threshold: float, num_kept: int
 ) -> tuple[ArrayEvaluator, list[Any]]:
     """Show what a model finds in the first test set to an evaluator.
@@ -55,118 +64,115 @@ def detect(
     return evaluator, kept
 
 
-def measure(
-    model: nn.Module, images: Sequence[Any], thresholds: Sequence[float]
-) -> list[dict[str, float]]:
-    """Images per second of a model, and milliseconds of its search alone, at each threshold.
-
-    All thresholds and both ``SEARCHES`` take turns on each image; medians over the images. On the
-    CPU one thread runs and its CPU time counts, on a GPU wall time.
+def evaluate_at(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    threshold: float,
+    tasks: Sequence[str],
+    engine: str = "auto",
+) -> dict[str, Evaluation]:
+    """Evaluation of each task with the detections that score above a threshold.
 
     Args:
-        model: in evaluation mode.
-        images: inputs of the model; without any, the rows are empty.
-        thresholds: score thresholds.
+        ground_truth: from ``ground_truth_from``.
+        detections: of a lower threshold; their scores are float32 numbers.
+        threshold: in [0, 1), compared in float32 as the model does it.
+        tasks: "bbox", "segm".
+        engine: "auto", "hotcoco" or "reference".
     """
-    if not images:
-        return [{} for _ in thresholds]
-    combinations = [(threshold, search) for threshold in thresholds for search in SEARCHES]
-    seconds: dict[Any, list[tuple[float, float]]] = {each: [] for each in combinations}
-    with torch.no_grad(), _one_thread():
-        model(images[0])  # warms up
-        for inputs in images:
-            for threshold, search in combinations:
-                with searching(model, search, threshold) as spent:
-                    start = _now()
-                    model(inputs)
-                    seconds[threshold, search].append((_now() - start, sum(spent)))
-    middle = {
-        each: [median(times) for times in zip(*s, strict=True)] for each, s in seconds.items()
-    }
-    return [
-        {f"images/s {search}": 1 / middle[threshold, search][0] for search in SEARCHES}
-        | {f"search ms {search}": 1e3 * middle[threshold, search][1] for search in SEARCHES}
-        for threshold in thresholds
-    ]
+    kept = detections.select(detections.scores > np.float32(threshold))
+    return {task: evaluate_detections(ground_truth, kept, task, engine) for task in tasks}
 
 
-@contextmanager
-def searching(model: nn.Module, search: str, threshold: float) -> Iterator[list[float]]:
-    """Let a model use one of ``SEARCHES`` at a threshold; yields a list of the seconds it takes.
+def sweep(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    thresholds: Sequence[float],
+    tasks: Sequence[str],
+    engine: str = "auto",
+) -> list[dict[str, Any]]:
+    """A row for each threshold, in ascending order, in percent.
 
-    Raises:
-        UserError: The model has not one box predictor, and is no dense detector.
+    The first task is shown by frequency group, or by IoU where classes have no groups; of the
+    others AP alone. ``detections`` is the mean number of an image.
+
+    Args:
+        ground_truth: from ``ground_truth_from``.
+        detections: of the lowest threshold or one below.
+        thresholds: in [0, 1).
+        tasks: "bbox", "segm"; the main one first.
+        engine: "auto", "hotcoco" or "reference".
     """
-    if isinstance(model, AnchorDenseDetector):
-        with _searching_dense(model, search, threshold) as spent:
-            yield spent
-        return
-    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
-    if not isinstance(predictor, FastRCNNOutputLayers):
-        raise UserError(
-            "--config-file: a sweep needs a model with one box predictor, or a dense detector"
-        )
-    kind = type(predictor) if search == SEARCHES[0] else FastRCNNOutputLayers
-    before, spent = predictor.test_score_thresh, []
-
-    def inference(*args: Any) -> Any:
-        start = _now()
-        result = kind.inference(predictor, *args)
-        spent.append(_now() - start)
-        return result
-
-    predictor.test_score_thresh, predictor.inference = threshold, inference
-    try:
-        yield spent
-    finally:
-        predictor.test_score_thresh = before
-        del predictor.inference
+    metrics = _BY_FREQUENCY if any(ground_truth.frequencies) else _BY_IOU
+    rows = []
+    for threshold in sorted(thresholds):
+        evaluations = evaluate_at(ground_truth, detections, threshold, tasks, engine)
+        row = {"threshold": threshold}
+        for task, evaluation in evaluations.items():
+            chosen = metrics if task == tasks[0] else ("AP",)
+            row |= {f"{_SHOWN[task]} {name}": evaluation.summary[name] for name in chosen}
+        kept = len(evaluations[tasks[0]].detections)
+        rows.append({**row, "detections": kept / len(ground_truth.image_ids)})
+    return rows
 
 
-@contextmanager
-def _searching_dense(
-    model: AnchorDenseDetector, search: str, threshold: float
-) -> Iterator[list[float]]:
-    chosen = class_wise_nms if search == SEARCHES[0] else _plain_search
-    before, spent = model.test_score_thresh, []
+def recommend(rows: Sequence[Mapping[str, Any]], tolerance: float = 0.0) -> Mapping[str, Any]:
+    """The row of the largest threshold that loses at most ``tolerance`` AP of the main task.
 
-    def timed(*args: Any) -> Any:
-        start = _now()
-        result = chosen(*args)
-        spent.append(_now() - start)
-        return result
-
-    model.test_score_thresh = threshold
-    try:
-        with searching_with(timed):
-            yield spent
-    finally:
-        model.test_score_thresh = before
+    Args:
+        rows: from ``sweep``.
+        tolerance: percentage points below the best row.
+    """
+    name = main_metric(rows)
+    best = max(row[name] for row in rows)
+    rounding = 1e-9
+    good = [row for row in rows if row[name] >= best - tolerance - rounding]
+    return max(good, key=lambda row: row["threshold"], default=rows[0])
 
 
-def _plain_search(
-    table: BoxTable, scores: Tensor, score_thresh: float, nms_thresh: float, topk: int
-) -> tuple[Tensor, Tensor]:
-    """Detectron2's: suppression among all candidates, then the best of what is left."""
-    rows, classes = (scores > score_thresh).nonzero().unbind(1)
-    boxes = table.at(rows, classes)
-    kept = batched_nms(boxes, scores[rows, classes], classes, nms_thresh)
-    kept = kept if topk < 0 else kept[:topk]
-    return rows[kept], classes[kept]
+def main_metric(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name of the column with the AP of the main task."""
+    return next(name for name in rows[0] if name.endswith(" AP"))
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]], **about: Any) -> dict[str, Path]:
+    """Write ``sweep.csv``, ``sweep.json`` (rows and ``about``) and ``sweep.png`` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {kind: folder / f"sweep.{kind}" for kind in ("csv", "json", "png")}
+    with paths["csv"].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({name: _number(value) for name, value in row.items()} for row in rows)
+    plain = [{name: _number(value) for name, value in row.items()} for row in rows]
+    paths["json"].write_text(json.dumps({**about, "rows": plain}, indent=2) + "\n")
+    _draw(rows, paths["png"])
+    return paths
 
 
-def _now() -> float:
-    if not torch.cuda.is_available():
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+def _draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """AP and images per second over the threshold; the thresholds at even distances."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, name = figure.add_subplot(), main_metric(rows)
+    places = range(len(rows))
+    lines = axes.plot(places, [row[name] for row in rows], "o-", color=_COLORS["AP"], label=name)
+    axes.set_xticks(places, [f"{row['threshold']:g}" for row in rows])
+    axes.set_xlabel("score threshold")
+    axes.set_ylabel(f"{name}, percent")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    speed = axes.twinx()
+    speed.set_ylabel("images per second")
+    for search in ("early stopping", "plain"):
+        values = [row.get(f"images/s {search}") for row in rows]
+        if None not in values:
+            color, label = _COLORS[search], f"images/s, {search} search"
+            lines += speed.plot(places, values, "s--", color=color, label=label)
+    speed.set_ylim(bottom=0)
+    axes.legend(handles=lines, frameon=False, loc="lower left")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _number(value: Any) -> Any:
+    """None where there is nothing to average."""
+    return None if isinstance(value, float) and value != value else value

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 
 _HARMLESS = {  # what arrays are pickled with; "numpy." is left out
@@ -23,11 +24,17 @@ _HARMLESS = {  # what arrays are pickled with; "numpy." is left out
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # torch's word for a class that is not on its list
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Content of a file that ``torch.save`` wrote, on the CPU.
 
     Only tensors and plain types are read (``weights_only``): a pickle that would run code is
     refused.
+
+    Args:
+        path: of the file.
+        mmap: map the tensors into memory, so that those that nobody looks at, such as the
+            optimizer's, are never read. The file must not be written in place while they live;
+            :func:`write_checkpoint` may replace it.
 
     Raises:
         UserError: The file is missing, no checkpoint, or more than tensors and plain types.
@@ -35,7 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist" if not Path(path).exists() else f"{path}: no file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         named = _REFUSED.search(str(error))
         if named is None:
@@ -85,13 +93,9 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
     Raises:
         UserError: The file cannot be written there.
     """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
     try:
-        torch.save(content, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own for a folder that is missing
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's own for a full disk
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be written ({reason})") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -22,13 +22,23 @@ class RSCheckpointer(DetectionCheckpointer):
 
     # what the last load could not set: name -> its shape in the file, None if it is not there
     unset: dict[str, tuple[int, ...] | None] = {}  # noqa: RUF012
+    _content: dict[str, Any] | None = None
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint from a path or address; an empty one leaves the model as it is.
+    def load(
+        self, path: str, *args: Any, content: dict[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Load a checkpoint from a path or address; an empty one does not change the model.
+
+        Args:
+            path: of the file.
+            args: further arguments of Detectron2's method.
+            content: what ``read_checkpoint`` gave for that file, which is not read again then.
+            kwargs: see ``args``.
 
         Raises:
             UserError: The file is absent, not a checkpoint, or shares no tensor with the model.
         """
+        self._content = content
         try:
             return super().load(path, *args, **kwargs)
         except OSError as error:
@@ -37,7 +47,10 @@ class RSCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            loaded = super()._load_file(filename)
+            if self._content is None:
+                loaded = super()._load_file(filename)
+            else:  # a copy, since loading takes entries out
+                loaded = {"model": self._content, **self._content}
             names = set(loaded["model"])
             resnet = torchvision_resnet(loaded["model"])
         except OSError:
@@ -74,14 +87,25 @@ def training_classes(cfg: CfgNode) -> tuple[str, ...]:
     return tuple(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ()))
 
 
-def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
+def load_for_evaluation(
+    cfg: CfgNode, model: nn.Module, *, resume: bool = False, content: dict[str, Any] | None = None
+) -> None:
     """Load the weights to evaluate into ``model``, in place.
+
+    Args:
+        cfg: config; its ``MODEL.WEIGHTS`` are loaded.
+        model: of the config.
+        resume: load the last checkpoint of the output folder instead, if there is one.
+        content: what ``read_checkpoint`` gave for ``MODEL.WEIGHTS``, if it has been read.
 
     Raises:
         UserError: The file does not fit: evaluating a head left at random would mislead.
     """
     checkpointer = RSCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+    else:
+        checkpointer.load(cfg.MODEL.WEIGHTS, content=content)
     for name, shape in checkpointer.unset.items():
         stored = "not in the file" if shape is None else f"{shape} in the file"
         wanted = tuple(model.state_dict()[name].shape)

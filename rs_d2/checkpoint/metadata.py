@@ -61,22 +61,19 @@ def read_metadata(content: Mapping[str, Any], filename: str) -> CheckpointMetada
     entry = content.get(ENTRY)
     if entry is None:
         return None
+    names = entry.get("class_names", []) if isinstance(entry, Mapping) else None
     fits = (
-        isinstance(entry, Mapping)
+        isinstance(names, Sequence)
+        and all(isinstance(name, str) for name in names)
         and isinstance(entry.get("config"), str)
-        and _is_names(entry.get("class_names", []))
         and isinstance(entry.get("metrics", {}), Mapping)
     )
     if not fits:
         raise UserError(f"{filename}: its entry '{ENTRY}' is not the metadata of a checkpoint")
     return CheckpointMetadata(
         config=entry["config"],
-        class_names=tuple(entry.get("class_names", [])),
+        class_names=tuple(names),
         metrics=dict(entry.get("metrics", {})),
         revision=str(entry.get("revision", "")),
         version=str(entry.get("version", "")),
     )
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(name, str) for name in value)

@@ -21,8 +21,8 @@ _UNUSED = re.compile(r"^fc\.|\.num_batches_tracked$")
 def torchvision_resnet(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Entries of a torchvision ResNet or ResNeXt under the names of Detectron2's ResNet.
 
-    ``layer1.0.bn2.weight`` becomes ``res2.0.conv2.norm.weight`` and so on; the values stay as they
-    are. The classifier and the counters of batch norm have no counterpart and are left out.
+    ``layer1.0.bn2.weight`` becomes ``res2.0.conv2.norm.weight`` and so on; the values do not
+    change. The classifier and the counters of batch norm have no counterpart and are left out.
 
     Args:
         content: of a file; the entries, or a dictionary that has them as ``state_dict``.

@@ -1,13 +1,24 @@
-"""Every configuration key of rs_d2, and the one function that adds them to a Detectron2 config."""
+"""Every configuration key of rs_d2, the function that adds them, and what a detector is."""
 
-from rs_d2.config.architectures import is_dense, lookup, num_classes_key, score_thresh_key
+from rs_d2.config.architectures import (
+    Architecture,
+    architecture_of,
+    architecture_of_model,
+    lookup,
+    num_classes_key,
+    register_architecture,
+    score_thresh_key,
+)
 from rs_d2.config.defaults import CHOICES, add_rs_config
 
 __all__ = [
     "CHOICES",
+    "Architecture",
     "add_rs_config",
-    "is_dense",
+    "architecture_of",
+    "architecture_of_model",
     "lookup",
     "num_classes_key",
+    "register_architecture",
     "score_thresh_key",
 ]

@@ -18,7 +18,7 @@ from detectron2.modeling import (
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from fvcore.common.registry import Registry
 
-from rs_d2.config.architectures import is_dense, lookup
+from rs_d2.config.architectures import architecture_of, lookup
 from rs_d2.config.defaults import CHOICES, OPEN_KEYS
 from rs_d2.utils.errors import UserError, did_you_mean
 
@@ -33,19 +33,25 @@ def check_config(cfg: CfgNode) -> None:
     """
     check_choices(cfg)
     check_clip_type(cfg)
-    if is_dense(cfg):
-        _check_dense(cfg)
+    _check_abilities(cfg)
     for key, name, registry in _registered_names(cfg):
         if name not in registry:
             known = [entry for entry, _ in registry]
             raise UserError(f"{key}: '{name}' is not registered{did_you_mean(name, known)}")
 
 
-def _check_dense(cfg: CfgNode) -> None:
-    """What a dense detector has no part for would fail after the whole training."""
-    for key in ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "TEST.AUG.ENABLED"):
-        if lookup(cfg, key):
-            raise UserError(f"{key}: {cfg.MODEL.META_ARCHITECTURE} gives boxes only, in one view")
+def _check_abilities(cfg: CfgNode) -> None:
+    """What a detector has no part for would fail after the whole training."""
+    architecture, name = architecture_of(cfg), cfg.MODEL.META_ARCHITECTURE
+    for key, is_able, what in (
+        ("MODEL.MASK_ON", architecture.has_masks, "masks"),
+        ("MODEL.KEYPOINT_ON", architecture.has_keypoints, "keypoints"),
+        ("TEST.AUG.ENABLED", architecture.has_test_augmentation, "prediction from several views"),
+    ):
+        if lookup(cfg, key) and not is_able:
+            raise UserError(f"{key}: {name} has no {what}")
+    if architecture.has_masks and not architecture.has_boxes and not cfg.MODEL.MASK_ON:
+        raise UserError(f"MODEL.MASK_ON: {name} predicts nothing but masks")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:

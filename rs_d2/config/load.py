@@ -63,7 +63,7 @@ def config_from_text(text: str, source: str, opts: Sequence[str] = ()) -> CfgNod
 
 
 def find_config(name: str) -> str:
-    """Find a config file: a path as it is, or else one relative to the packaged configs.
+    """Find a config file: a path, or else a name among the packaged configs, ".yaml" or not.
 
     Raises:
         UserError: There is no such file; names the nearest of the packaged ones.
@@ -72,8 +72,9 @@ def find_config(name: str) -> str:
         return name
     packaged = config_dir()
     for folder in (packaged, packaged.parent):  # with and without the leading "configs/"
-        if (folder / name).is_file():
-            return str(folder / name)
+        for path in (folder / name, folder / f"{name}.yaml"):
+            if path.is_file():
+                return str(path)
     known = [str(path.relative_to(packaged)) for path in packaged.glob("**/*.yaml")]
     raise UserError(f"--config-file: {name} does not exist{did_you_mean(name, known)}")
 
@@ -96,7 +97,11 @@ def _merge_file(cfg: CfgNode, path: str) -> set[str]:
     try:
         loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
     except yaml.YAMLError as error:
-        raise UserError(_explain_yaml(error, path)) from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path} is not valid yaml"
+        if mark is not None:
+            where = f"{mark.name}, line {mark.line + 1}: {error.problem}"
+        raise UserError(f"--config-file: {where}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config-file: {path} or one of its bases: {error}") from error
     except (TypeError, AttributeError, AssertionError) as error:  # no mapping of keys to values
@@ -126,10 +131,3 @@ def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
     if wrong := _WRONG_TYPE.search(text):
         return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
     return f"{culprit} is not valid: {text}"
-
-
-def _explain_yaml(error: yaml.YAMLError, path: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"--config-file: {path} is not valid yaml"
-    return f"--config-file: {mark.name}, line {mark.line + 1}: {error.problem}"

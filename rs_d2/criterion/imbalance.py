@@ -7,7 +7,7 @@ in one. A softmax over the classes is one task per instance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 IMBALANCE_FILE = "imbalance.json"  # in the output folder, the latest row of a training
@@ -51,20 +51,8 @@ class ImbalanceMeter:
         return {name: ratios[name] for name in names}
 
 
-def imbalance_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A markdown table in the layout of the published Table S7, ratios as 1:n.
-
-    Args:
-        rows: values by column, the same columns in each; at least one.
-    """
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[format_cell(row[column]) for column in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def format_cell(value: Any) -> str:
-    """A ratio as 1:n, "-" for none; names as they are."""
+    """A value of a row for people: a ratio as 1:n, "-" for none, a name itself."""
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     return "-" if value != value else f"1:{value:.1f}" if value < 10 else f"1:{value:.0f}"

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rs_d2.coco.rle import to_rle
+from rs_d2.config import architecture_of
 from rs_d2.drawing.painter import MaskPart, class_color, paint, paint_instances
 
 _SHORT_SIDE = 400  # smaller images are enlarged to it, in pixels
@@ -71,7 +72,7 @@ def draw_images(
     """
     predictions = _predict(cfg, model, chosen)
     threshold = _threshold(predictions, sum(len(_objects(entry)) for entry in chosen))
-    titles = ("ground truth", f"{_model_title(cfg)}, score >= {threshold:.2f}")
+    titles = ("ground truth", f"{architecture_of(cfg).title(cfg)}, score >= {threshold:.2f}")
     folder.mkdir(parents=True, exist_ok=True)
     pairs, files = [], []
     for entry, found in zip(chosen, predictions, strict=True):
@@ -190,13 +191,3 @@ def _sheet(pairs: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
         left = column * width + (width - cell.width) // 2
         sheet.paste(cell, (left, row * (_SHEET_CELL + _SPACE)))
     return _with_titles(sheet, titles, columns)
-
-
-def _model_title(cfg: CfgNode) -> str:
-    if cfg.MODEL.META_ARCHITECTURE in ("ATSS", "PAA"):
-        loss = "RS-" if cfg.MODEL.DENSE_HEAD.CRITERION.LOSS == "rank_sort" else ""
-        return f"{loss}{cfg.MODEL.META_ARCHITECTURE}"
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        return "prediction"
-    loss = "RS-" if cfg.MODEL.ROI_HEADS.NAME.startswith("RS") else ""
-    return f"{loss}{'Mask' if cfg.MODEL.MASK_ON else 'Faster'} R-CNN"

@@ -1,13 +1,11 @@
-"""The command line of ``train_net.py``: Detectron2's arguments plus the user's own annotations."""
+"""The command line of ``train_net.py``: Detectron2's arguments and the user's own annotations."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser
-
-from rs_d2.utils.errors import UserError
+from rs_d2.utils.cli import ProgramParser, check_pairs, positive_int
 
 _EXAMPLES = """
 examples:
@@ -45,10 +43,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: arguments without the program's name; ``None`` takes those of this process.
 
     Raises:
-        UserError: An argument is wrong, or arguments do not go together.
+        UserError: An argument is wrong, or a key has no value.
     """
-    parser = default_argument_parser(epilog=_EXAMPLES)
-    parser.description = "Train or evaluate a detector with Rank & Sort Loss."
+    parser = ProgramParser("Train or evaluate a detector with Rank & Sort Loss.", epilog=_EXAMPLES)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="of this or the package")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="train nothing")
     own = parser.add_argument_group("your own data (COCO or LVIS json)")
     own.add_argument("--train-json", metavar="FILE", help="annotations to train on")
     own.add_argument(
@@ -56,32 +58,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     own.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
     own.add_argument("--val-images", metavar="DIR", help="their images; default: the json's folder")
-    parser.set_defaults(dist_url="auto")  # a free port, so that two runs can share a machine
-    parser.error = _raise_user_error
+    processes = parser.add_argument_group("processes")
+    processes.add_argument(
+        "--num-gpus", type=positive_int, default=1, metavar="N", help="of each machine"
+    )
+    processes.add_argument("--num-machines", type=positive_int, default=1, metavar="N")
+    processes.add_argument(
+        "--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0"
+    )
+    processes.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="of the first machine; auto: a free port"
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys; they come last"
+    )
     args = parser.parse_args(argv)
-    _check(args)
+    check_pairs(args.opts)
     return args
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.train_images and not args.train_json:
-        raise UserError("--train-images needs --train-json")
-    if args.val_images and not args.val_json:
-        raise UserError("--val-images needs --val-json")
-    if args.val_json and not args.train_json and not args.eval_only:
-        raise UserError("--val-json needs --train-json, or --eval-only")
-    for name in ("num_gpus", "num_machines"):
-        if getattr(args, name) < 1:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option}: {getattr(args, name)} is not at least 1")
-    late = next((word for word in args.opts if word.startswith("--")), None)
-    if late is not None:
-        raise UserError(f"{late} must stand before the KEY VALUE pairs")
-    if len(args.opts) % 2:
-        raise UserError(
-            f"KEY VALUE pairs: '{args.opts[-1]}' has no partner in {' '.join(args.opts)}"
-        )
-
-
-def _raise_user_error(message: str) -> None:
-    raise UserError(message)

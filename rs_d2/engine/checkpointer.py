@@ -32,16 +32,22 @@ class TrainingCheckpointer(RSCheckpointer):
         self._cfg = cfg
 
     def save(self, name: str, results: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, whole or not at all.
 
         Args:
             name: of the file, without its ending.
-            results: of an evaluation of the model as it is now.
+            results: of an evaluation of just this model.
             kwargs: further entries, such as ``iteration``.
         """
-        if self.save_dir and self.save_to_disk:
-            about = self._about._replace(metrics=flat_metrics(results or {}))
-            super().save(name, **kwargs, **{ENTRY: about.to_entry()})
+        if not self.save_dir or not self.save_to_disk:
+            return
+        about = self._about._replace(metrics=flat_metrics(results or {}))
+        content = {"model": self.model.state_dict(), ENTRY: about.to_entry(), **kwargs}
+        content.update((key, each.state_dict()) for key, each in self.checkpointables.items())
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {path}")
+        write_checkpoint(content, path)
+        self.tag_last_checkpoint(path.name)
 
     def add_results(self, name: str, results: Mapping[str, Any]) -> None:
         """Put the results of an evaluation into a checkpoint that was written before it."""

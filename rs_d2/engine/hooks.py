@@ -16,7 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from rs_d2.config import is_dense
+from rs_d2.config import architecture_of
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
 from rs_d2.utils.errors import UserError
@@ -28,49 +28,73 @@ BEST = "model_best"
 _LOG_PERIOD = 20  # iterations, that of Detectron2's writers
 _IMBALANCE_PERIOD = 500  # iterations that are averaged
 _DRAWN = 4  # training images
-_COUNTS = {  # positives and negatives of an image, as the heads log them
-    "rpn": ("rpn/num_pos_anchors", "rpn/num_neg_anchors"),
-    "rcnn": ("roi_head/num_fg_samples", "roi_head/num_bg_samples"),
-    "dense": ("dense/num_pos_anchors", "dense/num_neg_anchors"),
-}
 
 
-def build_extra_hooks(cfg: CfgNode) -> list[HookBase]:
-    """The hooks of this module that need no results; to stand before the evaluation's."""
+def build_statistics_hooks(cfg: CfgNode) -> list[HookBase]:
+    """What looks at the training itself: ratios, balance and pictures, before any evaluation."""
     hooks: list[HookBase] = [ImbalanceStatistics(cfg), BalanceCoefficients()]
     if cfg.VIS_PERIOD > 0 and comm.is_main_process():
         hooks.append(TrainingImages(cfg))
     return hooks
 
 
+class LoggedImbalance:
+    """How many negatives stand against a positive in each stage, from what the heads log.
+
+    Attributes:
+        names: the first columns of the published table: the data set, and the samplers of stages
+            that have one.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._stages = architecture_of(cfg).stages
+        self._meter = ImbalanceMeter({stage.name: stage.num_tasks(cfg) for stage in self._stages})
+        self.names = {"data set": ", ".join(cfg.DATASETS.TRAIN)}
+        for stage in self._stages:
+            if stage.sampler is not None:
+                self.names[f"{stage.title} sampler"] = stage.sampler(cfg)
+
+    def update(self, storage: Any) -> None:
+        """Count what was logged in this iteration."""
+        latest = storage.latest()
+        for stage in self._stages:
+            scalars = stage.positives, stage.negatives
+            if all(scalar in latest for scalar in scalars):
+                self._meter.update(stage.name, *(latest[scalar][0] for scalar in scalars))
+
+    def take(self) -> dict[str, float]:
+        """The ratios of what was counted since the last call, as ``ImbalanceMeter`` names them."""
+        ratios = self._meter.ratios()
+        self._meter.reset()
+        return ratios
+
+
 class ImbalanceStatistics(HookBase):
     """Log how many negatives stand against a positive, averaged over ``period`` iterations.
 
-    Scalars `imbalance/{rpn,rcnn}_{instances,tasks}`; the last ones also go to `imbalance.json` in
-    the output folder, where the report finds them.
+    Scalars `imbalance/{stage}_{instances,tasks}`; the last ones also go to `imbalance.json` in the
+    output folder, where the report finds them.
     """
 
     def __init__(self, cfg: CfgNode, period: int = _IMBALANCE_PERIOD) -> None:
-        self._meter = ImbalanceMeter(tasks_of_stages(cfg))
-        self._names = sampler_names(cfg)
+        self._meter = LoggedImbalance(cfg)
         self._period, self._path = period, Path(cfg.OUTPUT_DIR) / IMBALANCE_FILE
 
     def after_step(self) -> None:
         """Count; at the end of an interval, log and start anew."""
         trainer = self.trainer
-        update_from_storage(self._meter, trainer.storage)
+        self._meter.update(trainer.storage)
         done = trainer.iter + 1
         if done % self._period and done != trainer.max_iter:
             return
-        ratios = self._meter.ratios()
-        self._meter.reset()
+        ratios = self._meter.take()
         trainer.storage.put_scalars(
             smoothing_hint=False,
             **{f"imbalance/{name}": value for name, value in ratios.items() if value == value},
         )
         if comm.is_main_process():
             finite = {name: value if value == value else None for name, value in ratios.items()}
-            self._path.write_text(json.dumps({**self._names, **finite}, indent=1) + "\n")
+            self._path.write_text(json.dumps({**self._meter.names, **finite}, indent=1) + "\n")
 
 
 class BalanceCoefficients(HookBase):
@@ -106,7 +130,7 @@ class KeepBest(HookBase):
     """Keep the checkpoint of the best evaluation so far as `model_best.pth`.
 
     To stand after the evaluation's hook, in the first process. What is best so far is kept in
-    `model_best.json`, so that a resumed run goes on from it; `last_checkpoint` is left as it is.
+    `model_best.json`, so that a resumed run goes on from it; `last_checkpoint` does not change.
 
     Args:
         metric: keys in the results, such as "segm/AP" or, with several test sets,
@@ -153,7 +177,9 @@ class KeepBest(HookBase):
         if not self._sign * value > self._best:  # NaN is never best
             return
         self._best = self._sign * value
-        tag = self._checkpointer.get_checkpoint_file() if self._has_checkpoint() else ""
+        tag = (
+            self._checkpointer.get_checkpoint_file() if self._checkpointer.has_checkpoint() else ""
+        )
         iteration = self.trainer.iter
         self._checkpointer.save(BEST, results=results, iteration=iteration)
         if tag:
@@ -161,9 +187,6 @@ class KeepBest(HookBase):
         note = {"metric": self._metric, "value": value, "iteration": iteration}
         self._path.write_text(json.dumps(note, indent=1) + "\n")
         _logger.info("%s is %.3f, the best so far: saved as %s.pth", self._metric, value, BEST)
-
-    def _has_checkpoint(self) -> bool:
-        return self._checkpointer.has_checkpoint()
 
     def _value(self, results: Mapping[str, Any]) -> float:
         found: Any = results
@@ -209,28 +232,3 @@ class TrainingImages(HookBase):
         files = draw_images(self._cfg, self.trainer.model, self._entries, self._classes, folder)
         picture = read_image(str(files[-1]), format="RGB").transpose(2, 0, 1)
         self.trainer.storage.put_image("training images", picture)
-
-
-def update_from_storage(meter: ImbalanceMeter, storage: Any) -> None:
-    """Count what the heads logged in this iteration."""
-    latest = storage.latest()
-    for stage, names in _COUNTS.items():
-        if all(name in latest for name in names):
-            meter.update(stage, *(latest[name][0] for name in names))
-
-
-def tasks_of_stages(cfg: CfgNode) -> dict[str, int]:
-    """Binary tasks of an instance of each stage: one for each class, or one softmax."""
-    if is_dense(cfg):
-        return {"dense": cfg.MODEL.RETINANET.NUM_CLASSES}
-    softmax = cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS == "cross_entropy"
-    return {"rpn": 1, "rcnn": 1 if softmax else cfg.MODEL.ROI_HEADS.NUM_CLASSES}
-
-
-def sampler_names(cfg: CfgNode) -> dict[str, str]:
-    """The first columns of the published table."""
-    names = {"data set": ", ".join(cfg.DATASETS.TRAIN)}
-    if is_dense(cfg):
-        return names
-    samplers = cfg.MODEL.RPN.SAMPLER, cfg.MODEL.ROI_HEADS.SAMPLER
-    return {**names, "RPN sampler": samplers[0], "R-CNN sampler": samplers[1]}

@@ -2,30 +2,78 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Collection
+from os import PathLike
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from rs_d2.config import lookup, num_classes_key
+from rs_d2.config import architecture_of, lookup
 from rs_d2.data import CustomDataset, register_custom
 from rs_d2.utils.errors import UserError
 
 OWN_TRAIN, OWN_VAL = "own_train", "own_val"
 
 
-def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str]) -> list[str]:
-    """Register the json files of the command line and point the config at them, in place.
+class OwnData(NamedTuple):
+    """Json files of the user, and the folders of their images; None: the json's folder."""
 
-    Classes are counted in the training json (``--eval-only`` without one: in the validation json).
+    train_json: str | PathLike | None = None
+    train_images: str | PathLike | None = None
+    val_json: str | PathLike | None = None
+    val_images: str | PathLike | None = None
+
+    @classmethod
+    def of(cls, args: Any) -> OwnData:
+        """Of a command line, whose arguments have the names of the fields or are left out."""
+        return cls(**{name: getattr(args, name, None) for name in cls._fields})
+
+    def check(self, *, eval_only: bool) -> None:
+        """Check that what is given goes together.
+
+        Raises:
+            UserError: Images without a json, or a validation without a training json.
+        """
+        if self.train_images and not self.train_json:
+            raise UserError("--train-images needs --train-json")
+        if self.val_images and not self.val_json:
+            raise UserError("--val-images needs --val-json")
+        if self.val_json and not self.train_json and not eval_only:
+            raise UserError("--val-json needs --train-json, or --eval-only")
+
+    def register(self) -> dict[str, CustomDataset]:
+        """Register the files with Detectron2 in this process.
+
+        Returns:
+            The data sets by name, training first; empty without own data.
+
+        Raises:
+            UserError: A json is missing or cannot be used.
+        """
+        datasets: dict[str, CustomDataset] = {}
+        for name, json_file, images in (
+            (OWN_TRAIN, self.train_json, self.train_images),
+            (OWN_VAL, self.val_json, self.val_images),
+        ):
+            if json_file:
+                folder = str(images or Path(json_file).parent)
+                reference = datasets.get(OWN_TRAIN)
+                datasets[name] = register_custom(name, str(json_file), folder, reference=reference)
+        return datasets
+
+
+def use_own_data(cfg: CfgNode, data: OwnData, given: Collection[str]) -> list[str]:
+    """Register json files and point the config at them, in place.
+
+    Classes are counted in the training json, or in the validation json where that is the only one.
     Numbers that a config expects of its own data set (``TEST.EXPECTED_RESULTS``) are dropped.
 
     Args:
         cfg: config that is not frozen.
-        args: arguments from ``parse_args``.
-        given: keys given on the command line.
+        data: the files.
+        given: keys that the user gave beside the config.
 
     Returns:
         Lines for the log; empty without own data.
@@ -33,7 +81,7 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
     Raises:
         UserError: A json is missing or cannot be used.
     """
-    datasets = register_own_data(args)
+    datasets = data.register()
     if not datasets:
         return []
     train, val = datasets.get(OWN_TRAIN), datasets.get(OWN_VAL)
@@ -41,26 +89,41 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace, given: Collection[str])
     if train is not None:
         cfg.DATASETS.TRAIN = (OWN_TRAIN,)
     cfg.DATASETS.TEST = (OWN_VAL,) if val is not None else ()
-    num_classes = len(leading.thing_classes)
-    key = num_classes_key(cfg)
+    if "TEST.EXPECTED_RESULTS" not in given:
+        cfg.TEST.EXPECTED_RESULTS = []
+    notes = [_describe(dataset) for dataset in datasets.values()]
+    if val is None:
+        notes.append("--val-json is not given: training without evaluation")
+    notes += _set_num_classes(cfg, leading, given)
+    if cfg.MODEL.MASK_ON and not leading.has_masks:
+        if not architecture_of(cfg).has_boxes:
+            raise UserError(
+                f"{leading.name} has objects without masks, but {cfg.MODEL.META_ARCHITECTURE}"
+                " learns nothing else"
+            )
+        cfg.MODEL.MASK_ON = False
+        notes.append(f"{leading.name} has objects without masks: MODEL.MASK_ON is off")
+    elif cfg.MODEL.MASK_ON and val is not None and not val.has_masks:
+        notes.append(f"{OWN_VAL} has objects without masks: only boxes are evaluated")
+    return notes
+
+
+def _set_num_classes(cfg: CfgNode, leading: CustomDataset, given: Collection[str]) -> list[str]:
+    architecture, num_classes = architecture_of(cfg), len(leading.thing_classes)
+    key = architecture.num_classes_key
     stated = lookup(cfg, key)
     if key in given and stated != num_classes:
         raise UserError(
             f"{key}: {stated}, but {leading.name} has {num_classes} classes;"
             " leave the key out, it is set from the json"
         )
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
-    if "TEST.EXPECTED_RESULTS" not in given:
-        cfg.TEST.EXPECTED_RESULTS = []
-    notes = [_describe(dataset) for dataset in datasets.values()]
-    if val is None:
-        notes.append("--val-json is not given: training without evaluation")
-    if cfg.MODEL.MASK_ON and not leading.has_masks:
-        cfg.MODEL.MASK_ON = False
-        notes.append(f"{leading.name} has objects without masks: MODEL.MASK_ON is off")
-    elif cfg.MODEL.MASK_ON and val is not None and not val.has_masks:
-        notes.append(f"{OWN_VAL} has objects without masks: only boxes are evaluated")
-    return notes
+    cfg.merge_from_list([key, num_classes])
+    if architecture.checks_classes:
+        return []
+    return [
+        f"{key} is set to {num_classes}; if {cfg.MODEL.META_ARCHITECTURE} reads another key, say so"
+        " with rs_d2.config.register_architecture"
+    ]
 
 
 def count_epochs(cfg: CfgNode) -> list[str]:
@@ -78,27 +141,6 @@ def count_epochs(cfg: CfgNode) -> list[str]:
         f"SOLVER.MAX_ITER: {iterations} iterations of {batch} images are {epochs:.1f} epochs of"
         f" {OWN_TRAIN}"
     ]
-
-
-def register_own_data(args: argparse.Namespace) -> dict[str, CustomDataset]:
-    """Register the json files of the command line with Detectron2 in this process.
-
-    Returns:
-        The data sets by name, training first; empty without own data.
-
-    Raises:
-        UserError: A json is missing or cannot be used.
-    """
-    datasets: dict[str, CustomDataset] = {}
-    for name, json_file, images in (
-        (OWN_TRAIN, args.train_json, args.train_images),
-        (OWN_VAL, args.val_json, args.val_images),
-    ):
-        if json_file:
-            folder = images or str(Path(json_file).parent)
-            reference = datasets.get(OWN_TRAIN)
-            datasets[name] = register_custom(name, json_file, folder, reference=reference)
-    return datasets
 
 
 def _describe(dataset: CustomDataset) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import warnings
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -14,64 +15,99 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from rs_d2.config import is_dense, lookup, num_classes_key
+from rs_d2.config import architecture_of, lookup
 from rs_d2.config.check import check_config
 from rs_d2.config.load import find_config, load_config
 from rs_d2.data import check_datasets, check_num_classes
 from rs_d2.engine.checkpointer import check_weights
-from rs_d2.engine.own_data import (
-    OWN_TRAIN,
-    OWN_VAL,
-    count_epochs,
-    register_own_data,
-    use_own_data,
-)
+from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, OwnData, count_epochs, use_own_data
 from rs_d2.engine.solver import check_batch, scale_solver
+from rs_d2.utils.cli import as_pairs
+from rs_d2.utils.d2_compat import silence_torch
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import make_folder
 
 
-def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
-    """Build and check everything that can go wrong before any process is started.
+def prepare(
+    config: str | PathLike = "",
+    overrides: Mapping[str, Any] | Sequence[Any] = (),
+    data: OwnData | None = None,
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+) -> tuple[CfgNode, list[str]]:
+    """Build and check everything that can go wrong before a run is started.
+
+    Example::
+
+        data = OwnData("train.json", "images/", "val.json", "images/")
+        cfg, notes = prepare("quick/rs_mask_rcnn_own_data", {"SOLVER.MAX_ITER": 200}, data)
+        trainer = RSTrainer(cfg)
+        trainer.resume_or_load()
+        trainer.train()
 
     Args:
-        args: as ``parse_args`` returns them; ``config_file`` becomes the path that was found.
+        config: path of a config file, or name of a packaged one; empty: Detectron2's defaults.
+        overrides: config keys and values, as a mapping or in turn.
+        data: the user's own; its class count goes to the key that the detector reads it from.
+        eval_only: nothing is trained.
+        resume: the run goes on from the last checkpoint of its output folder.
+        num_gpus: processes on a machine.
+        num_machines: number of machines.
 
     Returns:
-        The frozen config, and lines for the log about what was decided here.
+        The frozen config, and lines for the log about what was decided here. The output folder is
+        there, and the data is registered with Detectron2.
 
     Raises:
         UserError: The first mistake found.
     """
-    args.config_file = find_config(args.config_file)
-    cfg, named = load_config(args.config_file, args.opts)
-    given = set(args.opts[0::2])
-    world_size = args.num_gpus * args.num_machines
-    notes = resolve_device(cfg, explicit="MODEL.DEVICE" in named, num_processes=args.num_gpus)
-    notes += use_own_data(cfg, args, given)
+    opts, data = as_pairs(overrides), data or OwnData()
+    data.check(eval_only=eval_only)
+    cfg, named = load_config(find_config(str(config)), opts)
+    given = set(opts[0::2])
+    notes = resolve_device(cfg, explicit="MODEL.DEVICE" in named, num_processes=num_gpus)
+    notes += use_own_data(cfg, data, given)
     check_config(cfg)
-    notes += check_batch(cfg, world_size)
+    notes += check_batch(cfg, num_gpus * num_machines)
     notes += scale_solver(cfg, given)
-    notes += [] if args.eval_only else count_epochs(cfg)
-    _check_data(cfg, args.eval_only)
-    check_weights(cfg, resume=args.resume, eval_only=args.eval_only)
-    _make_output_dir(cfg)
+    notes += [] if eval_only else count_epochs(cfg)
+    _check_data(cfg, eval_only)
+    check_weights(cfg, resume=resume, eval_only=eval_only)
+    make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
     return cfg, notes
 
 
+def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """Prepare a run of ``train_net.py``: :func:`prepare` with what ``parse_args`` returned."""
+    return prepare(
+        args.config_file,
+        args.opts,
+        OwnData.of(args),
+        eval_only=args.eval_only,
+        resume=args.resume,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+    )
+
+
 def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
-    """Prepare this process: log, seed, data sets.
+    """Start a process of a run: log, seed, data sets.
 
     Args:
-        cfg: config from ``setup``.
-        args: arguments from ``parse_args``.
-        notes: lines from ``setup``, logged once.
+        cfg: config from ``prepare``.
+        args: of the program, with ``config_file`` and, by their names, own data; for the log.
+        notes: lines from ``prepare``, logged once.
     """
     silence_torch()
-    default_setup(cfg, args)
+    found = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
+    default_setup(cfg, found)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rs_d2")
     if not {OWN_TRAIN, OWN_VAL}.intersection(DatasetCatalog.keys()):  # a process started anew
-        register_own_data(args)
+        OwnData.of(args).register()
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_own_line)
     for note in notes:
         logging.getLogger(__name__).info(note)
@@ -113,16 +149,10 @@ def resolve_device(cfg: CfgNode, *, explicit: bool, num_processes: int) -> list[
     return [] if found else [_cpu_line(found, num_processes)]
 
 
-def silence_torch() -> None:
-    """Silence two remarks about Detectron2's code that no user can act on."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA_HOME on a CPU
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
-
-
 def _cpu_line(gpu_found: bool, num_processes: int) -> str:
     reason = "MODEL.DEVICE is cpu" if gpu_found else "no GPU found"
-    crew = f" in {num_processes} processes that talk through gloo" if num_processes > 1 else ""
-    return f"{reason}: running on the CPU{crew}"
+    several = f" in {num_processes} processes that talk through gloo" if num_processes > 1 else ""
+    return f"{reason}: running on the CPU{several}"
 
 
 def _check_data(cfg: CfgNode, eval_only: bool) -> None:
@@ -132,18 +162,10 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
         raise UserError("DATASETS.TRAIN is empty: give --config-file or --train-json (see --help)")
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(names)
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" or is_dense(cfg):
-        key = num_classes_key(cfg)
+    architecture = architecture_of(cfg)
+    if architecture.checks_classes:
+        key = architecture.num_classes_key
         check_num_classes(names, lookup(cfg, key), key)
-
-
-def _make_output_dir(cfg: CfgNode) -> None:
-    try:
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be made ({error.strerror})"
-        ) from error
 
 
 def _has_own_line(record: logging.LogRecord) -> bool:

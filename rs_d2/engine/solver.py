@@ -11,6 +11,7 @@ from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from rs_d2.config import lookup
 from rs_d2.utils.errors import UserError
 
 # Published runs used 4 GPUs x 4 images; Rank & Sort Loss ranks over the images of one GPU.
@@ -45,7 +46,8 @@ def scale_solver(cfg: CfgNode, explicit: Collection[str] = ()) -> list[str]:
     ratio = batch / reference
     changes, kept = [], []
     for key in ("SOLVER.BASE_LR", *_ITERATION_KEYS):
-        node, name = _locate(cfg, key)
+        parent, _, name = key.rpartition(".")
+        node = lookup(cfg, parent)
         old = node[name]
         if key in explicit:
             kept.append(f"{name} {_show(old)}")
@@ -96,7 +98,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     clip_whole_model = clip.ENABLED and clip.CLIP_TYPE == "full_model"
-    local_cfg = _without_clipping(cfg) if clip_whole_model else cfg
+    local_cfg = cfg
+    if clip_whole_model:  # Detectron2's builder knows only the other two types
+        local_cfg = cfg.clone()
+        local_cfg.defrost()
+        local_cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     if cfg.SOLVER.OPTIMIZER == "sgd":
         optimizer = build_sgd(local_cfg, model)
     else:
@@ -123,21 +129,6 @@ def _clip_whole_model(optimizer: torch.optim.Optimizer, limit: float, norm_type:
         nn.utils.clip_grad_norm_(params, limit, norm_type)
 
     optimizer.register_step_pre_hook(clip)
-
-
-def _without_clipping(cfg: CfgNode) -> CfgNode:
-    """Return a copy for Detectron2's builder, which knows only two of the clip types."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    return cfg
-
-
-def _locate(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
-    *parents, name = key.split(".")
-    for parent in parents:
-        cfg = cfg[parent]
-    return cfg, name
 
 
 def _stretch(iterations: Any, ratio: float) -> Any:

@@ -28,7 +28,7 @@ from torch import nn
 
 from rs_d2.data import build_train_sampler
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
-from rs_d2.engine.hooks import KeepBest, build_extra_hooks
+from rs_d2.engine.hooks import KeepBest, build_statistics_hooks
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
 from rs_d2.engine.solver import build_optimizer
 from rs_d2.evaluation import build_evaluator
@@ -111,7 +111,7 @@ class RSTrainer(DefaultTrainer):
         """Detectron2's hooks and ours, after the timer that must come first."""
         timer, *rest = super().build_hooks()
         ours = [TrainingProgress()] if comm.is_main_process() else []
-        ours += build_extra_hooks(self.cfg)
+        ours += build_statistics_hooks(self.cfg)
         if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
             best = KeepBest(
                 self.cfg.TEST.BEST_METRIC,

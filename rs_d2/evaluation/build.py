@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, LVISEvaluator
 
+from rs_d2.config import architecture_of
 from rs_d2.evaluation.coco import RSCOCOEvaluator
 from rs_d2.evaluation.evaluator import ArrayEvaluator, Report
 from rs_d2.evaluation.lvis import RSLVISEvaluator
@@ -50,11 +51,12 @@ def build_evaluator(
         DatasetCatalog.get(dataset_name)  # the embedded set is made by its first load
     if len(cfg.DATASETS.TEST) > 1:
         output_folder = str(Path(output_folder) / dataset_name)
-    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+    architecture = architecture_of(cfg)
+    if not architecture.tasks(cfg):
         patch_numpy_for_lvis()
         return _STOCK[kind](dataset_name, output_dir=output_folder)
-    masks = cfg.MODEL.MASK_ON and metadata.get("has_masks", True)
-    tasks = ("bbox", "segm") if masks else ("bbox",)
+    has_masks = metadata.get("has_masks", True)
+    tasks = tuple(task for task in architecture.tasks(cfg) if task == "bbox" or has_masks)
     return EVALUATORS[kind](
         dataset_name,
         tasks,

@@ -20,6 +20,7 @@ from rs_d2.checkpoint.metadata import CheckpointMetadata, portable_config
 from rs_d2.checkpoint.revision import code_revision
 from rs_d2.export.about import ENTRY, about_model
 from rs_d2.export.graph import ExportableDetector, traceable
+from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 
 _OPSET = 19  # the first with deformable convolution
@@ -59,7 +60,8 @@ def _write_torchscript(
         about = about_model(cfg, graph.outputs, class_names, code_revision())
         content = io.BytesIO()
         torch.jit.save(traced, content, _extra_files={ENTRY: about.to_text()})
-    _write(content.getvalue(), path)
+    with atomic_write(path) as file:
+        file.write(content.getvalue())
 
 
 def _write_onnx(
@@ -87,7 +89,8 @@ def _write_onnx(
     onnx.checker.check_model(written)
     about = about_model(cfg, graph.outputs, class_names, code_revision())
     written.metadata_props.add(key=ENTRY, value=about.to_text())
-    _write(written.SerializeToString(), path)
+    with atomic_write(path) as file:
+        file.write(written.SerializeToString())
 
 
 def _write_torch(
@@ -122,14 +125,3 @@ def _tracing() -> Iterator[None]:
             if not isinstance(error, OnnxExporterError) and not reason.startswith(_REFUSED):
                 raise
             raise UserError(f"the model cannot be exported: {reason} (docs/export.md)") from error
-
-
-def _write(content: bytes, path: Path) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,14 +12,13 @@ from unittest import mock
 
 import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
-from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from rs_d2.config import Architecture, architecture_of_model
 from rs_d2.export.operators import deform_conv2d
 from rs_d2.export.suppression import traceable_batched_nms, traceable_search
-from rs_d2.modeling.dense import AnchorDenseDetector
 from rs_d2.modeling.inference import fast_rcnn_inference, searching_with
 from rs_d2.utils.errors import UserError
 
@@ -38,15 +37,15 @@ class ExportableDetector(nn.Module):
     """One image in, tensors out, from the parts of a detector in evaluation mode.
 
     Args:
-        model: R-CNN with proposals of an RPN, or a dense detector; may have a mask head.
+        model: whose architecture says that it can be exported; may have a mask head.
 
     Raises:
-        UserError: The architecture is none of these, or has keypoints.
+        UserError: It is no such architecture, or has heads or keypoints without a graph.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        _check(model)
+        self._has_proposals = _checked_architecture(model).has_proposals
         self.model = model
         self.eval()
 
@@ -69,7 +68,7 @@ class ExportableDetector(nn.Module):
         """
         images = self.model.preprocess_image([{"image": image}])
         features = self.model.backbone(images.tensor)
-        if isinstance(self.model, AnchorDenseDetector):
+        if not self._has_proposals:
             levels = [features[name] for name in self.model.head_in_features]
             (found,) = self.model.forward_inference(images, levels, self.model.head(levels))
             return _tensors(found)
@@ -126,12 +125,14 @@ def _tensors(found: Instances) -> tuple[Tensor, Tensor, Tensor]:
     return found.pred_boxes.tensor, found.scores, found.pred_classes
 
 
-def _check(model: nn.Module) -> None:
-    if isinstance(model, GeneralizedRCNN):
+def _checked_architecture(model: nn.Module) -> Architecture:
+    architecture = architecture_of_model(model)
+    if not architecture.is_exportable:
+        raise UserError(f"{type(model).__name__} cannot be exported (docs/export.md)")
+    if architecture.has_proposals:
         heads = model.roi_heads
         if model.proposal_generator is None or not isinstance(heads, StandardROIHeads):
             raise UserError(f"{type(heads).__name__} cannot be exported (docs/export.md)")
         if heads.keypoint_on:
             raise UserError("MODEL.KEYPOINT_ON: keypoints cannot be exported (docs/export.md)")
-    elif not isinstance(model, AnchorDenseDetector):
-        raise UserError(f"{type(model).__name__} cannot be exported (docs/export.md)")
+    return architecture

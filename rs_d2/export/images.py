@@ -48,7 +48,7 @@ def resize(pixels: np.ndarray, min_size: int, max_size: int) -> Tensor:
 
     Args:
         pixels: uint8 [H, W, 3].
-        min_size: of the short side; 0 leaves the image as it is.
+        min_size: of the short side; 0 does not change the image.
         max_size: most pixels of the long side.
     """
     height, width = size_of_test(pixels.shape[:2], min_size, max_size)

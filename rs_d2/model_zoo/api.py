@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER_VARIABLE = "RS_D2_MODEL_ZOO"
-_HASH_LENGTH = 8  # hexadecimal digits, as in torch.hub's file names
+HASH_LENGTH = 8  # hexadecimal digits, as in torch.hub's file names
 
 
 def list_models() -> list[str]:
@@ -64,7 +64,12 @@ def get_checkpoint_path(name: str) -> Path:
     hashed = [path for path in stem.parent.glob("*.pth") if _hash_of(path, stem.name)]
     if hashed:
         newest = max(hashed, key=lambda path: path.stat().st_mtime)
-        _check_hash(newest, _hash_of(newest, stem.name))
+        found, expected = short_hash(newest), _hash_of(newest, stem.name)
+        if found != expected:
+            raise UserError(
+                f"{newest} is damaged: its SHA-256 begins with {found}, not {expected};"
+                " remove it, or fetch it again"
+            )
         return newest
     plain = stem.with_name(f"{stem.name}.pth")
     if plain.is_file():
@@ -96,7 +101,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     cfg.MODEL.DEVICE = choose_device(device)
     model = build_model(cfg)
     if trained:
-        load_for_evaluation(cfg, model, resume=False)
+        load_for_evaluation(cfg, model)
     return model
 
 
@@ -112,7 +117,7 @@ def short_hash(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()[:_HASH_LENGTH]
+    return digest.hexdigest()[:HASH_LENGTH]
 
 
 def _known(name: str) -> str:
@@ -125,14 +130,5 @@ def _known(name: str) -> str:
 
 def _hash_of(path: Path, stem: str) -> str:
     """The hash in a file's name; empty if it is no ``STEM-HASH.pth``."""
-    match = re.fullmatch(rf"{re.escape(stem)}-([0-9a-f]{{{_HASH_LENGTH}}})\.pth", path.name)
+    match = re.fullmatch(rf"{re.escape(stem)}-([0-9a-f]{{{HASH_LENGTH}}})\.pth", path.name)
     return match[1] if match else ""
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    found = short_hash(path)
-    if found != expected:
-        raise UserError(
-            f"{path} is damaged: its SHA-256 begins with {found}, not {expected};"
-            " remove it, or fetch it again"
-        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
-from rs_d2.model_zoo.api import short_hash
+from rs_d2.model_zoo.api import HASH_LENGTH
 from rs_d2.model_zoo.rows import Measurement
-from rs_d2.utils.errors import UserError
+from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.folders import make_folder
 
 _TASKS = {"bbox": "box", "segm": "mask"}
 _SHOWN = ("AP", "AP50", "AP75", "APr", "APc", "APf", "oLRP")
@@ -40,23 +41,15 @@ def write_published(
     Raises:
         UserError: It cannot be written.
     """
-    target = folder / name
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".publishing-")
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"model": _plain(state), ENTRY: _as_read(about.to_entry())}, file)
-        os.chmod(partial, 0o644)  # a temporary file is the user's alone
-        path = target.with_name(f"{target.name}-{short_hash(Path(partial))}.pth")
-        os.replace(partial, path)
-    except BaseException as error:
-        Path(partial).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-        raise
+    # As json gives it: pickle's bytes depend on which equal strings are one object.
+    entry = json.loads(json.dumps(about.to_entry()))
+    content = io.BytesIO()
+    torch.save({"model": _plain(state), ENTRY: entry}, content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()[:HASH_LENGTH]
+    path = folder / f"{name}-{digest}.pth"
+    make_folder(path.parent, "OUT_FOLDER")
+    with atomic_write(path) as file:
+        file.write(content.getbuffer())
     return path
 
 
@@ -94,8 +87,3 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         sys.intern(name): state[name].detach().cpu().contiguous().clone() for name in sorted(state)
     }
-
-
-def _as_read(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry as json gives it: pickle's bytes depend on which equal strings are one object."""
-    return json.loads(json.dumps(entry))

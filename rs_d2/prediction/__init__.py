@@ -1,1 +1,1 @@
-"""Detections of a user's own images, folders and videos."""
+"""A trained model on images, videos and webcams."""

@@ -1,14 +1,10 @@
-"""Where prediction takes its images from: files, folders, patterns, a video or a webcam."""
+"""The images that prediction is given: files, folders and patterns."""
 
 from __future__ import annotations
 
 import glob
 import os
-import queue
-import re
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -22,10 +18,6 @@ from rs_d2.prediction.predictor import InputMaker
 from rs_d2.utils.errors import UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-
-_WEBCAM = re.compile(r"webcam(?::(\d+))?")
-_FALLBACK_RATE = 25.0  # frames/s of a camera or file that states none
 
 
 class ImageFile(NamedTuple):
@@ -99,11 +91,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def is_video(given: str) -> bool:
-    """Whether an input is a video file or a webcam."""
-    return bool(_WEBCAM.fullmatch(given)) or given.lower().endswith(VIDEO_ENDINGS)
-
-
 def load_images(
     files: Sequence[ImageFile],
     prepare: InputMaker,
@@ -130,64 +117,6 @@ def load_images(
     )
 
 
-class VideoFrames:
-    """The frames of a video file or webcam in batches, read in a thread ahead of their use.
-
-    Attributes:
-        rate: frames per second.
-        length: number of frames as the file states it; None of a webcam.
-    """
-
-    def __init__(self, given: str, prepare: InputMaker, batch_size: int, with_pixels: bool) -> None:
-        """Open a file, or the webcam of "webcam" or "webcam:INDEX".
-
-        Raises:
-            UserError: It cannot be opened, or OpenCV is missing.
-        """
-        try:
-            import cv2
-        except ImportError as error:
-            raise UserError(f"INPUT: {given} needs OpenCV (pip install opencv-python)") from error
-        webcam = _WEBCAM.fullmatch(given)
-        self._is_live = webcam is not None
-        self._capture = cv2.VideoCapture(int(webcam[1] or 0) if webcam else given)
-        if not self._capture.isOpened():
-            raise UserError(f"INPUT: {given} cannot be opened as a video")
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 0 < rate < 1000 else _FALLBACK_RATE
-        stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.length = None if self._is_live or stated < 1 else stated
-        self._prepare, self._batch_size, self._with_pixels = prepare, batch_size, with_pixels
-
-    def __iter__(self) -> Iterator[list[Frame]]:
-        return _ahead(self._batches(), size=2)
-
-    def _batches(self) -> Iterator[list[Frame]]:
-        batch: list[Frame] = []
-        try:
-            for frame in self._frames():
-                batch.append(frame)
-                if len(batch) == self._batch_size:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
-        finally:
-            self._capture.release()
-
-    def _frames(self) -> Iterator[Frame]:
-        start, position = time.perf_counter(), 0
-        while True:
-            there, pixels = self._capture.read()
-            if not there:
-                return
-            seconds = time.perf_counter() - start if self._is_live else None
-            yield _frame(
-                position, self._prepare.from_bgr(pixels), self._prepare, self._with_pixels, seconds
-            )
-            position += 1
-
-
 class _ImageFiles(Dataset):
     def __init__(self, files: Sequence[ImageFile], prepare: InputMaker, with_pixels: bool) -> None:
         self._files, self._prepare, self._with_pixels = files, prepare, with_pixels
@@ -198,27 +127,23 @@ class _ImageFiles(Dataset):
     def __getitem__(self, position: int) -> Frame | Unreadable:
         try:
             pixels = self._prepare.read(self._files[position].path)
-            return _frame(position, pixels, self._prepare, self._with_pixels)
+            return read_frame(position, pixels, self._prepare, self._with_pixels)
         except Exception as error:  # whatever a broken file makes its decoder raise
-            return Unreadable(position, _reason(error))
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                reason = "not an image"
+            return Unreadable(position, reason)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def _frame(
+def read_frame(
     position: int,
     pixels: np.ndarray,
     prepare: InputMaker,
     with_pixels: bool,
     seconds: float | None = None,
 ) -> Frame:
-    kept = None
-    if with_pixels:
-        kept = torch.from_numpy(prepare.to_rgb(pixels).copy())
+    """A frame of pixels in the model's channel order; a copy of them is kept for a picture."""
+    kept = torch.from_numpy(prepare.to_rgb(pixels).copy()) if with_pixels else None
     return Frame(position, kept, prepare.of_pixels(pixels), seconds)
 
 
@@ -276,43 +201,6 @@ def _picture_name(name: PurePath, taken: set[str]) -> str:
         chosen = name.with_name(f"{name.stem}_{count}{name.suffix}")
     taken.add(chosen.as_posix().lower())
     return chosen.as_posix()
-
-
-def _ahead(iterator: Iterator[Any], size: int) -> Iterator[Any]:
-    """Run an iterator in a thread, at most ``size`` items ahead; its errors come out here."""
-    items: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(size)
-    stop, end = threading.Event(), object()
-
-    def put(item: Any, error: BaseException | None = None) -> None:
-        while not stop.is_set():
-            try:
-                items.put((item, error), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in iterator:
-                put(item)
-                if stop.is_set():
-                    break
-            put(end)
-        except BaseException as error:
-            put(end, error)
-        finally:
-            iterator.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (entry := items.get())[0] is not end:
-            yield entry[0]
-        if entry[1] is not None:
-            raise entry[1]
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -29,6 +29,7 @@ from rs_d2.checkpoint.metadata import CheckpointMetadata, read_metadata
 from rs_d2.config import lookup, num_classes_key, score_thresh_key
 from rs_d2.config.check import check_config
 from rs_d2.config.load import config_from_text, find_config, load_config, merge_pairs
+from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.errors import UserError
 
 ImageLike = str | PathLike | Image.Image | np.ndarray
@@ -61,7 +62,7 @@ class Predictor:
         score_thresh: float | None = None,
         device: str | None = None,
         class_names: Sequence[str] | None = None,
-        overrides: Sequence[str] = (),
+        overrides: Mapping[str, Any] | Sequence[Any] = (),
     ) -> None:
         """Build the model and load it.
 
@@ -73,26 +74,31 @@ class Predictor:
             device: such as "cuda:0"; None: a GPU if there is one.
             class_names: in the order of the model's outputs; None: those in the checkpoint, else
                 of the config's training set, if it is registered.
-            overrides: config keys and values in turn, merged last.
+            overrides: config keys and values, as a mapping or in turn, merged last.
 
         Raises:
             UserError: The file or config cannot be used, or does not fit the other.
         """
         path = str(checkpoint)
-        stored = _stored_metadata(path)
-        cfg = _config(path, config, stored, overrides)
+        content = _read(path)
+        stored = None if content is None else read_metadata(content, path)
+        cfg = _config(path, config, stored, as_pairs(overrides))
         cfg.MODEL.WEIGHTS = path
         cfg.MODEL.DEVICE = choose_device(device)
         if score_thresh is not None:
-            cfg.merge_from_list([score_thresh_key(cfg), _checked_thresh(score_thresh)])
+            if not 0 <= score_thresh < 1:
+                raise UserError(f"score_thresh: {score_thresh} is not in [0, 1)")
+            cfg.merge_from_list([score_thresh_key(cfg), float(score_thresh)])
         check_config(cfg)
         cfg.freeze()
         self.cfg = cfg
         self.about = _about(cfg, path, stored, class_names)
         self.model = build_model(cfg).eval()
-        load_for_evaluation(cfg, self.model, resume=False)
+        load_for_evaluation(cfg, self.model, content=content)
         self.prepare = InputMaker(cfg)
-        self.class_names = self.about.class_names or _made_up_names(cfg)
+        num_classes = lookup(cfg, num_classes_key(cfg))
+        made_up = tuple(f"class {index}" for index in range(num_classes))
+        self.class_names = self.about.class_names or made_up
         self.score_thresh: float = lookup(cfg, score_thresh_key(cfg))
         self.metadata = _metadata(cfg, self.class_names)
 
@@ -180,21 +186,24 @@ class InputMaker:
         return {"image": tensor, "height": height, "width": width}
 
 
-def _stored_metadata(path: str) -> CheckpointMetadata | None:
-    """What a file says of itself; Detectron2's own pickles and addresses say nothing."""
+def _read(path: str) -> dict[str, Any] | None:
+    """Content of a checkpoint; None of Detectron2's own pickles and of addresses.
+
+    Those say nothing of themselves and are left to Detectron2's checkpointer.
+    """
     if "://" in path:
         return None
     if Path(path).suffix == ".pkl":
         check_pickle(path)
         return None
-    return read_metadata(read_checkpoint(path), path)
+    return read_checkpoint(path, mmap=True)
 
 
 def _config(
     path: str,
     config: str | PathLike | CfgNode | None,
     stored: CheckpointMetadata | None,
-    overrides: Sequence[str],
+    overrides: Sequence[Any],
 ) -> CfgNode:
     if isinstance(config, CfgNode):
         cfg = config.clone()
@@ -226,12 +235,6 @@ def choose_device(device: str | None) -> str:
     return device
 
 
-def _checked_thresh(score_thresh: float) -> float:
-    if not 0 <= score_thresh < 1:
-        raise UserError(f"score_thresh: {score_thresh} is not in [0, 1)")
-    return float(score_thresh)
-
-
 def _about(
     cfg: CfgNode,
     path: str,
@@ -246,10 +249,6 @@ def _about(
     known = (class_names or (), stored.class_names, training_classes(cfg))
     fitting = (tuple(names) for names in known if len(names) == num_classes)
     return stored._replace(config=cfg.dump(), class_names=next(fitting, ()))
-
-
-def _made_up_names(cfg: CfgNode) -> tuple[str, ...]:
-    return tuple(f"class {index}" for index in range(lookup(cfg, num_classes_key(cfg))))
 
 
 def _metadata(cfg: CfgNode, class_names: Sequence[str]) -> Metadata:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ from detectron2.structures import Instances
 from rs_d2.coco.image_files import file_name
 from rs_d2.coco.rle import encode_mask
 from rs_d2.prediction.predictor import Predictor
+from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import make_folder
 
 RESULTS, INDEX = "predictions.json", "images.json"
 
@@ -102,33 +104,26 @@ class ResultFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._partial = folder / f"{RESULTS}.partial"
+        self._writing = ExitStack()
         self._images: list[dict[str, Any]] = []
         self._unreadable: list[dict[str, Any]] = []
         self._categories: list[dict[str, Any]] = []
         self.num_detections = 0
 
     def __enter__(self) -> ResultFiles:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("w")
-        except OSError as error:
-            raise UserError(
-                f"--output: {self._folder} cannot be written ({error.strerror})"
-            ) from error
+        make_folder(self._folder, "--output")
+        self._file = self._writing.enter_context(atomic_write(self._folder / RESULTS, "w"))
         self._file.write("[")
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.write("\n]\n")
-        self._file.close()
-        os.replace(self._partial, self._folder / RESULTS)
+        with self._writing:  # what was added is kept, whatever ended it
+            self._file.write("\n]\n")
         index = {"images": self._images, "categories": self._categories}
         if self._unreadable:
             index["unreadable"] = self._unreadable
-        partial = self._folder / f"{INDEX}.partial"
-        partial.write_text(json.dumps(index, indent=1) + "\n")
-        os.replace(partial, self._folder / INDEX)
+        with atomic_write(self._folder / INDEX, "w") as file:
+            file.write(json.dumps(index, indent=1) + "\n")
 
     def set_categories(self, ids: Ids, class_names: Sequence[str]) -> None:
         """Say what the category ids mean."""

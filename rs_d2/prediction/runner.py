@@ -16,17 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from rs_d2.drawing.painter import paint_instances
-from rs_d2.prediction.inputs import (
-    Frame,
-    ImageFile,
-    Unreadable,
-    VideoFrames,
-    check_targets,
-    load_images,
-)
+from rs_d2.prediction.inputs import Frame, ImageFile, Unreadable, check_targets, load_images
 from rs_d2.prediction.predictor import Predictor
 from rs_d2.prediction.result_files import Ids, ResultFiles, as_json, default_ids, result_entries
-from rs_d2.utils.errors import UserError
 from rs_d2.utils.terminal import is_live
 
 _WRITERS = 2  # threads that paint and encode
@@ -47,13 +39,19 @@ class Summary(NamedTuple):
     interrupted: bool
 
 
-class _Rendered(NamedTuple):
+class Rendered(NamedTuple):
+    """What is to be written of an image: its entry, its detections as json, and its picture.
+
+    ``seconds`` since the start, None but for a webcam; ``problem``: why the picture could not be
+    written.
+    """
+
     image: dict[str, Any]
     entries: str
     count: int
     picture: np.ndarray | None
     seconds: float | None
-    problem: str | None = None  # why the picture could not be written
+    problem: str | None = None
 
 
 def predict_images(
@@ -94,10 +92,10 @@ def predict_images(
         with_pixels=draw,
     )
 
-    def render(frame: Frame, instances: Instances) -> _Rendered:
+    def render(frame: Frame, instances: Instances) -> Rendered:
         file = files[frame.position]
         about = {"file_name": str(file.path)} | ({"picture": file.picture} if draw else {})
-        rendered = _render(predictor, ids, about, frame, instances)
+        rendered = render_frame(predictor, ids, about, frame, instances)
         if rendered.picture is None:
             return rendered
         problem = _save(rendered.picture, folder / file.picture)
@@ -108,60 +106,31 @@ def predict_images(
     names = [str(file.path) for file in files]
     with ResultFiles(folder) as results:
         results.set_categories(ids, predictor.class_names)
-        return _run(predictor, batches, len(files), render, results, names)
+        return run_model(predictor, batches, len(files), render, results, names)
 
 
-def predict_video(
-    predictor: Predictor,
-    given: str,
-    folder: Path,
-    *,
-    draw: bool = True,
-    batch_size: int = 1,
-) -> Summary:
-    """Write ``predictions.json``, ``images.json`` and one annotated video into a folder.
-
-    Image ids are frame numbers from 1. A webcam runs until Ctrl-C; its video keeps the camera's
-    time, however slow the model is.
-
-    Args:
-        predictor: the model.
-        given: a file, or "webcam" or "webcam:INDEX".
-        folder: made if needed.
-        draw: write the video, as ``NAME.mp4``.
-        batch_size: frames that the model sees together.
-
-    Raises:
-        UserError: The source cannot be opened, or the video not written, or it would overwrite the
-            source.
-    """
-    target = folder / f"{Path(given.replace(':', '_')).stem}.mp4"
-    if draw:
-        check_targets([Path(given)], [target])
-    frames = VideoFrames(given, predictor.prepare, batch_size, draw)
-    ids = default_ids(predictor)
-
-    def render(frame: Frame, instances: Instances) -> _Rendered:
-        about = {"file_name": given, "frame": frame.position}
-        return _render(predictor, ids, about, frame, instances)
-
-    with ResultFiles(folder) as results, _VideoFile(target, frames.rate) as video:
-        results.set_categories(ids, predictor.class_names)
-        return _run(predictor, frames, frames.length, render, results, picture=video.add)
-
-
-def _run(
+def run_model(
     predictor: Predictor,
     batches: Iterable[Sequence[Frame | Unreadable]],
     total: int | None,
-    render: Callable[[Frame, Instances], _Rendered],
+    render: Callable[[Frame, Instances], Rendered],
     results: ResultFiles,
     names: Sequence[str] = (),
     picture: Callable[[np.ndarray, float | None], None] | None = None,
 ) -> Summary:
-    """Let the model run while threads render what it has found; results keep their order."""
+    """Let the model run while threads render what it has found; results keep their order.
+
+    Args:
+        predictor: the model.
+        batches: of images that were read; those that were not are named on stderr.
+        total: number of images, None if it is not known.
+        render: what is to be written of an image; called in threads.
+        results: open; gets every image and its detections.
+        names: of the images by position, where some may be unreadable.
+        picture: takes the pictures in the order of the images, with their time.
+    """
     start, num_images, num_unreadable, num_unwritten = time.perf_counter(), 0, 0, 0
-    pending: deque[Future[_Rendered]] = deque()
+    pending: deque[Future[Rendered]] = deque()
 
     def collect(limit: int) -> None:
         nonlocal num_unwritten
@@ -183,7 +152,9 @@ def _run(
                 for entry in batch:
                     if isinstance(entry, Unreadable):
                         num_unreadable += 1
-                        _report(names[entry.position], entry.reason, results)
+                        name = names[entry.position]
+                        tqdm.write(f"unreadable: {name} ({entry.reason})", file=sys.stderr)
+                        results.add_unreadable(name, entry.reason)
                 found = predictor.predict([frame.inputs for frame in frames])
                 for frame, instances in zip(frames, found, strict=True):
                     pending.append(pool.submit(render, frame, instances))
@@ -199,9 +170,18 @@ def _run(
     )
 
 
-def _render(
+def render_frame(
     predictor: Predictor, ids: Ids, about: dict[str, Any], frame: Frame, instances: Instances
-) -> _Rendered:
+) -> Rendered:
+    """Write a frame's detections as json, and paint them where its pixels are wanted.
+
+    Args:
+        predictor: the model.
+        ids: for the json.
+        about: further entries of the image in ``images.json``.
+        frame: the image.
+        instances: what the model found in it.
+    """
     height, width = instances.image_size
     image_id = ids.image(frame.position)
     entries = result_entries(instances, image_id, ids)
@@ -209,12 +189,7 @@ def _render(
     if frame.pixels is not None:
         picture = paint_instances(frame.pixels.numpy(), instances, predictor.class_names)
     image = {"id": image_id, **about, "width": width, "height": height}
-    return _Rendered(image, as_json(entries), len(entries), picture, frame.seconds)
-
-
-def _report(name: str, reason: str, results: ResultFiles) -> None:
-    tqdm.write(f"unreadable: {name} ({reason})", file=sys.stderr)
-    results.add_unreadable(name, reason)
+    return Rendered(image, as_json(entries), len(entries), picture, frame.seconds)
 
 
 def _save(picture: np.ndarray, path: Path) -> str | None:
@@ -226,34 +201,3 @@ def _save(picture: np.ndarray, path: Path) -> str | None:
     except OSError as error:  # such as JPEG's limit of 65535 pixels
         return f"{path} ({error.strerror or error})"
     return None
-
-
-class _VideoFile:
-    """An mp4 file that is opened with its first picture."""
-
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
-        self._writer: Any = None
-        self._count = 0
-
-    def __enter__(self) -> _VideoFile:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._writer is not None:
-            self._writer.release()
-
-    def add(self, picture: np.ndarray, seconds: float | None) -> None:
-        """Add a picture; one with a time as often as the rate asks for until then."""
-        import cv2
-
-        if self._writer is None:
-            size = picture.shape[1::-1]
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._path), code, self._rate, size)
-            if not self._writer.isOpened():
-                raise UserError(f"--output: {self._path} cannot be written as a video")
-        due = self._count + 1 if seconds is None else round(seconds * self._rate) + 1
-        for _ in range(self._count, due):
-            self._writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
-        self._count = max(self._count, due)

@@ -1,1 +1,1 @@
-"""What every room may use: errors, folders, one-line ends of programs; Detectron2's versions."""
+"""What every room uses: errors, programs, files, folders, processes, Detectron2's versions."""

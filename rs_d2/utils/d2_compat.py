@@ -7,6 +7,8 @@ Nothing here imports Detectron2 at module level, so the pure half of the package
 from __future__ import annotations
 
 import importlib.util
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,12 @@ def patch_pillow() -> None:
 
     if not hasattr(Image, "LINEAR"):
         Image.LINEAR = Image.BILINEAR
+
+
+def silence_torch() -> None:
+    """Silence two remarks of torch about Detectron2's code that no user can act on."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA_HOME on a CPU
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 
 def put_scalar(name: str, value: float) -> None:

@@ -1,10 +1,9 @@
-"""The one exception that means "the user can fix this", how programs end on it, and a hint."""
+"""The one exception that means "the user can fix this", and a hint for its message."""
 
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -12,16 +11,6 @@ class UserError(Exception):
 
     Its text is one line that names the culprit; programs show it without a traceback, exit code 2.
     """
-
-
-def exit_code(program: Callable[[], None]) -> int:
-    """Run a program: 0, or 2 after a :class:`UserError`, whose line goes to stderr."""
-    try:
-        program()
-    except UserError as error:
-        print(" ".join(f"error: {error}".split()), file=sys.stderr, flush=True)
-        return 2
-    return 0
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -31,6 +31,23 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
         write_checkpoint({}, tmp_path / "missing" / "x.pth")
 
 
+def test_a_file_may_be_replaced_while_it_is_read(tmp_path):
+    write_checkpoint({"w": torch.zeros(1 << 20)}, tmp_path / "x.pth")
+    before = read_checkpoint(tmp_path / "x.pth", mmap=True)["w"]
+    write_checkpoint({"w": torch.ones(1)}, tmp_path / "x.pth")
+    assert torch.equal(before, torch.zeros(1 << 20))
+    before.add_(1)  # of this process alone
+    assert torch.equal(read_checkpoint(tmp_path / "x.pth")["w"], torch.ones(1))
+
+
+def test_a_file_in_the_format_before_torch_1_6_is_read(tmp_path):
+    content = {"model": {"w": torch.arange(3.0)}}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    for mmap in (False, True):
+        found = read_checkpoint(tmp_path / "x.pth", mmap=mmap)
+        assert torch.equal(found["model"]["w"], torch.arange(3.0))
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_checkpoint({"a": 1}, tmp_path / "x.pth")
     with pytest.raises((AttributeError, pickle.PicklingError)):

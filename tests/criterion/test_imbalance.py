@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rs_d2.criterion.imbalance import ImbalanceMeter, imbalance_table
+from rs_d2.criterion.imbalance import ImbalanceMeter
 
 
 def test_published_task_ratios_follow_from_the_instances():
@@ -32,16 +32,6 @@ def test_iterations_are_summed_before_the_division():
     assert meter.ratios()["rpn_instances"] == 10
     meter.reset()
     assert all(math.isnan(value) for value in meter.ratios().values())
-
-
-def test_the_table_shows_ratios_as_one_to_n():
-    values = ["coco", "none", "none", 6676.4, 13.28, 6676.4, float("nan")]
-    table = imbalance_table([dict(zip("abcdefg", values, strict=True))])
-    assert table.splitlines()[0] == "| a | b | c | d | e | f | g |"
-    assert table.splitlines()[2] == "| coco | none | none | 1:6676 | 1:13 | 1:6676 | - |"
-    values[3:] = [0.5, None, 9.96, 1.0]
-    table = imbalance_table([dict(zip("abcdefg", values, strict=True))])
-    assert table.splitlines()[2] == "| coco | none | none | 1:0.5 | - | 1:10.0 | 1:1.0 |"
 
 
 def test_a_dense_detector_is_one_stage():

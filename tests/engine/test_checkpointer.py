@@ -213,3 +213,19 @@ def test_a_trained_file_predicts_at_once_and_resumes(tmp_path, capfd):
     assert run(*arguments, "--resume", *options, "3") == 0
     assert "Starting training from iteration 2" in "".join(capfd.readouterr())
     assert metadata(output / "model_final.pth").metrics
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before_and_the_tag(
+    training, tmp_path, monkeypatch
+):
+    training.save("model_best", iteration=1)
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"model_best.pth cannot be written \(No space left"):
+        training.save("model_best", iteration=2)
+    assert read_checkpoint(tmp_path / "model_best.pth")["iteration"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_best.pth"]

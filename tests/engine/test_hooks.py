@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import shared
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 from helpers.tiny import own_data, write_config
 from torch import nn
 
-from rs_d2 import engine
+from rs_d2 import add_rs_config, engine
 from rs_d2.criterion.balancing import ValueBalancer
 from rs_d2.engine.hooks import BalanceCoefficients, ImbalanceStatistics, KeepBest
 from rs_d2.utils.errors import UserError
@@ -63,17 +64,9 @@ def test_a_training_leaves_statistics_pictures_and_its_best_checkpoint(tmp_path,
 
 def statistics(tmp_path, period, max_iter, counts):
     """What the hook logs over iterations with the given positives, of 100 anchors."""
-    roi_heads = SimpleNamespace(NUM_CLASSES=4, SAMPLER="none")
-    head = SimpleNamespace(CRITERION=SimpleNamespace(LOSS="rank_sort"))
-    model = SimpleNamespace(
-        META_ARCHITECTURE="GeneralizedRCNN",
-        ROI_HEADS=roi_heads,
-        ROI_BOX_HEAD=head,
-        RPN=SimpleNamespace(SAMPLER="none"),
-    )
-    cfg = SimpleNamespace(
-        MODEL=model, OUTPUT_DIR=str(tmp_path), DATASETS=SimpleNamespace(TRAIN=("a", "b"))
-    )
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    cfg.OUTPUT_DIR, cfg.DATASETS.TRAIN = str(tmp_path), ("a", "b")
     hook, logged = ImbalanceStatistics(cfg, period), []
     with EventStorage() as storage:
         hook.trainer = SimpleNamespace(storage=storage, iter=0, max_iter=max_iter)

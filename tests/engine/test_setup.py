@@ -1,5 +1,6 @@
 import json
-from argparse import Namespace
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rs_d2 import add_rs_config
+from rs_d2.config import architectures
+from rs_d2.config.architectures import DENSE
 from rs_d2.config.load import find_config, load_config
+from rs_d2.engine import OwnData, prepare
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, count_epochs, use_own_data
 from rs_d2.engine.setup import resolve_device
 from rs_d2.utils.errors import UserError
@@ -19,11 +23,6 @@ def cfg():
     cfg = get_cfg()
     add_rs_config(cfg)
     return cfg
-
-
-def arguments(**given):
-    names = ("train_json", "train_images", "val_json", "val_images")
-    return Namespace(**{name: given.get(name) for name in names})
 
 
 def nuts(split):
@@ -39,6 +38,7 @@ def test_a_config_is_found_here_first_then_in_the_package(tmp_path, monkeypatch)
     packaged = str(REPO / "configs" / "rs_mask_rcnn_lvis.yaml")
     assert find_config("rs_mask_rcnn_lvis.yaml") == packaged
     assert find_config("configs/rs_mask_rcnn_lvis.yaml") == packaged
+    assert find_config("rs_mask_rcnn_lvis") == packaged
     (tmp_path / "rs_mask_rcnn_lvis.yaml").write_text("VERSION: 2")
     assert find_config("rs_mask_rcnn_lvis.yaml") == "rs_mask_rcnn_lvis.yaml"
 
@@ -106,13 +106,13 @@ def test_several_cpu_processes_beside_a_gpu_are_refused(cfg):
 
 def test_without_own_data_nothing_changes(cfg):
     before = cfg.clone()
-    assert use_own_data(cfg, arguments(), ()) == []
+    assert use_own_data(cfg, OwnData(), ()) == []
     assert cfg == before
 
 
 def test_the_schedule_is_told_in_epochs_of_own_data(cfg):
     assert count_epochs(cfg) == []
-    use_own_data(cfg, arguments(train_json=nuts("train"), train_images=images()), ())
+    use_own_data(cfg, OwnData(train_json=nuts("train"), train_images=images()), ())
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = 90, 4
     assert count_epochs(cfg) == [
         "SOLVER.MAX_ITER: 90 iterations of 4 images are 30.0 epochs of own_train"
@@ -121,12 +121,12 @@ def test_the_schedule_is_told_in_epochs_of_own_data(cfg):
 
 def test_classes_and_data_sets_come_from_the_json(cfg):
     cfg.TEST.EXPECTED_RESULTS = [["bbox", "AP", 50.0, 1.0]]
-    given = arguments(
+    given = OwnData(
         train_json=nuts("train"), train_images=images(), val_json=nuts("val"), val_images=images()
     )
     notes = use_own_data(cfg, given, ())
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((OWN_TRAIN,), (OWN_VAL,))
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == cfg.MODEL.RETINANET.NUM_CLASSES == 3
+    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES) == (3, 80)
     assert cfg.TEST.EXPECTED_RESULTS == []
     assert notes[0] == "own_train: 12 images, 120 objects, 3 classes (COCO form)"
     assert len(DatasetCatalog.get(OWN_TRAIN)) == 12
@@ -135,7 +135,7 @@ def test_classes_and_data_sets_come_from_the_json(cfg):
 
 def test_training_without_validation_data_is_announced(cfg):
     cfg.DATASETS.TEST = ("coco_2017_val",)
-    notes = use_own_data(cfg, arguments(train_json=nuts("train"), train_images=images()), ())
+    notes = use_own_data(cfg, OwnData(train_json=nuts("train"), train_images=images()), ())
     assert cfg.DATASETS.TEST == ()
     assert "--val-json is not given: training without evaluation" in notes
 
@@ -146,14 +146,14 @@ def test_images_lie_beside_the_json_unless_a_folder_is_given(cfg, tmp_path):
         image["file_name"] = f"images/{image['file_name']}"
     (tmp_path / "train.json").write_text(json.dumps(content))
     (tmp_path / "images").symlink_to(images())
-    use_own_data(cfg, arguments(train_json=str(tmp_path / "train.json")), ())
+    use_own_data(cfg, OwnData(train_json=str(tmp_path / "train.json")), ())
     assert len(DatasetCatalog.get(OWN_TRAIN)) == 12
 
 
 def test_masks_are_off_for_objects_without_masks(cfg):
     cfg.MODEL.MASK_ON = True
     cells = str(shared("data/bccd/train.json"))
-    notes = use_own_data(cfg, arguments(train_json=cells, train_images=images("bccd")), ())
+    notes = use_own_data(cfg, OwnData(train_json=cells, train_images=images("bccd")), ())
     assert not cfg.MODEL.MASK_ON
     assert "own_train has objects without masks: MODEL.MASK_ON is off" in notes
 
@@ -164,7 +164,7 @@ def test_masks_are_trained_but_not_evaluated_where_only_the_training_set_has_the
         annotation.pop("segmentation")
     (tmp_path / "val.json").write_text(json.dumps(content))
     cfg.MODEL.MASK_ON = True
-    given = arguments(
+    given = OwnData(
         train_json=nuts("train"),
         train_images=images(),
         val_json=str(tmp_path / "val.json"),
@@ -173,3 +173,60 @@ def test_masks_are_trained_but_not_evaluated_where_only_the_training_set_has_the
     notes = use_own_data(cfg, given, ())
     assert cfg.MODEL.MASK_ON
     assert "own_val has objects without masks: only boxes are evaluated" in notes
+
+
+def test_the_class_count_goes_to_the_key_that_the_detector_reads(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "ATSS"
+    use_own_data(cfg, OwnData(nuts("train"), images()), ())
+    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES) == (80, 3)
+
+
+def test_of_an_architecture_that_nobody_declared_the_key_is_told(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    notes = use_own_data(cfg, OwnData(nuts("train"), images()), ())
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    (note,) = [note for note in notes if "register_architecture" in note]
+    assert "MODEL.ROI_HEADS.NUM_CLASSES is set to 3; if SemanticSegmentor reads another" in note
+
+
+def test_objects_without_masks_do_not_train_a_detector_of_nothing_but_masks(cfg, monkeypatch):
+    only_masks = replace(DENSE, has_boxes=False, has_masks=True)
+    monkeypatch.setitem(architectures._ARCHITECTURES, "ATSS", only_masks)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = "ATSS", True
+    cells = str(shared("data/bccd/train.json"))
+    with pytest.raises(UserError, match="own_train has objects without masks, but ATSS learns"):
+        use_own_data(cfg, OwnData(cells, images("bccd")), ())
+
+
+def test_a_run_is_prepared_from_python(tmp_path):
+    overrides = {
+        "MODEL.DEVICE": "cpu",
+        "SOLVER.IMS_PER_BATCH": 2,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    data = OwnData(nuts("train"), images(), nuts("val"), images())
+    cfg, notes = prepare("quick/rs_mask_rcnn_own_data", overrides, data)
+    assert cfg.is_frozen()
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.SOLVER.IMS_PER_BATCH) == ((64,), 2)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    assert any("epochs of own_train" in note for note in notes)
+    assert (tmp_path / "out").is_dir()
+    pairs = [word for key, value in overrides.items() for word in (key, str(value))]
+    assert prepare("quick/rs_mask_rcnn_own_data", pairs, data) == (cfg, notes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "message"),
+    [
+        (["SOLVER.MAX_ITER"], {}, "KEY VALUE pairs: 'SOLVER.MAX_ITER' has no partner"),
+        ({"SOLVER.MAX_ITTER": 1}, {}, "SOLVER.MAX_ITTER is not a config key"),
+        ({}, {"train_images": "images"}, "--train-images needs --train-json"),
+        ({}, {"val_json": "val.json"}, "--val-json needs --train-json"),
+        ({"MODEL.ROI_HEADS.NUM_CLASSES": 7}, None, "MODEL.ROI_HEADS.NUM_CLASSES: 7, but own_train"),
+    ],
+)
+def test_a_mistake_in_python_is_the_same_one_line(overrides, data, message):
+    own = OwnData(nuts("train"), images()) if data is None else OwnData(**data)
+    with pytest.raises(UserError, match=re.escape(message)):
+        prepare("quick/rs_mask_rcnn_own_data", overrides, own)

@@ -72,6 +72,24 @@ def test_a_checkpoint_alone_is_enough(predictor, pixels):
     assert not predictor.model.training
 
 
+def test_a_checkpoint_is_read_once_and_into_memory_as_needed(checkpoint, monkeypatch):
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: reads.append((a[0], k)) or load(*a, **k))
+    predictor = Predictor(checkpoint, device="cpu")
+    ((path, options),) = reads
+    assert path == checkpoint
+    assert options["mmap"]
+    assert options["weights_only"]
+    for name, value in load(checkpoint, weights_only=True)["model"].items():
+        assert torch.equal(value, predictor.model.state_dict()[name])
+
+
+def test_keys_may_be_given_as_a_mapping(checkpoint):
+    overrides = {"TEST.DETECTIONS_PER_IMAGE": 7, "INPUT.FORMAT": "RGB"}
+    cfg = Predictor(checkpoint, device="cpu", overrides=overrides).cfg
+    assert (cfg.TEST.DETECTIONS_PER_IMAGE, cfg.INPUT.FORMAT) == (7, "RGB")
+
+
 def test_the_model_sees_what_it_sees_in_evaluation(predictor, pixels, tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)

@@ -126,5 +126,5 @@ def test_nothing_found_is_an_empty_list(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^--output: .*file/out cannot be written"):
+    with pytest.raises(UserError, match=r"^--output: .*file/out cannot be made"):
         ResultFiles(tmp_path / "file" / "out").__enter__()

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from helpers.tiny import reset_logging, write_config
 
-from rs_d2.analysis.threshold_sweep import SEARCHES, measure, searching
+from rs_d2.analysis.search_times import SEARCHES, measure, searching
 from rs_d2.config.load import load_config
 from rs_d2.utils.errors import UserError
 

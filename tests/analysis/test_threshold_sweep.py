@@ -10,7 +10,7 @@ import torch
 from helpers.made_detections import made
 from PIL import Image
 
-from rs_d2.analysis.thresholds import (
+from rs_d2.analysis.threshold_sweep import (
     THRESHOLDS,
     evaluate_at,
     main_metric,

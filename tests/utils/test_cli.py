@@ -1,0 +1,79 @@
+"""How programs read their arguments and end."""
+
+import argparse
+
+import pytest
+
+from rs_d2.utils.cli import ProgramParser, as_pairs, check_pairs, positive_int, run_program, stop
+from rs_d2.utils.errors import UserError
+
+
+def refuse():
+    raise UserError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("program", "code"), [(lambda: None, 0), (lambda: 0, 0), (lambda: 1, 1), (refuse, 2)]
+)
+def test_the_exit_code_is_the_programs_or_2(program, code, capsys):
+    assert run_program(program) == code
+    assert capsys.readouterr().err == ("error: two lines\n" if code == 2 else "")
+
+
+def test_what_is_no_mistake_of_the_user_keeps_its_trace():
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 // 0)
+
+
+def test_an_end_is_told_in_one_line(capsys):
+    assert stop("interrupted\n  here", 130) == 130
+    assert capsys.readouterr().err == "interrupted here\n"
+
+
+@pytest.fixture
+def parser():
+    parser = ProgramParser("First line.\n\nExamples:\n    one\n")
+    parser.add_argument("--count", type=positive_int)
+    parser.add_pairs()
+    return parser
+
+
+def test_the_docstring_is_shown_as_it_is_written(parser):
+    assert "First line.\n\nExamples:\n    one\n" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--count", "0"], "argument --count: 0 is not at least 1"),
+        (["--count", "two"], "argument --count: invalid int value: 'two'"),
+        (["--cuont", "2"], "unrecognized arguments: --cuont"),
+    ],
+)
+def test_a_wrong_argument_is_a_user_error(parser, argv, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        parser.parse_args(argv)
+
+
+def test_pairs_come_last(parser):
+    args = parser.parse_args(["--count", "2", "A.B", "1"])
+    assert args == argparse.Namespace(count=2, opts=["A.B", "1"])
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["A.B", "1", "C"], "KEY VALUE pairs: 'C' has no partner in A.B 1 C"),
+        (["A.B", "1", "--resume"], "--resume must stand before the KEY VALUE pairs"),
+    ],
+)
+def test_pairs_that_are_none_are_named(opts, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        check_pairs(opts)
+
+
+def test_a_mapping_and_a_sequence_give_the_same_pairs():
+    assert as_pairs({"A.B": 1, "C": (2, 3)}) == as_pairs(["A.B", 1, "C", (2, 3)])
+    assert as_pairs(()) == []
+    with pytest.raises(UserError, match="has no partner"):
+        as_pairs(["A.B"])
