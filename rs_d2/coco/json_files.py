@@ -28,6 +28,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not json ({error.msg} in line {error.lineno})") from None
     except (UnicodeDecodeError, RecursionError):
         raise UserError(f"{path}: not json") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise UserError(f"{path}: {error}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{path}: not a whole gzip file") from None
     except OSError as error:
