@@ -161,9 +161,7 @@ def _has_runs(annotation: dict) -> bool:
     return isinstance(annotation.get("segmentation"), dict) and bool(annotation["segmentation"])
 
 
-def _mask_problem(
-    annotation: dict, width: int, height: int
-) -> tuple[dict | None, _Problem | None]:
+def _mask_problem(annotation: dict, width: int, height: int) -> tuple[dict | None, _Problem | None]:
     """The annotation with the usable polygons of its mask, or None, and what is wrong with it."""
     segmentation = annotation.get("segmentation")
     if not segmentation:

@@ -16,8 +16,8 @@ def is_usable(polygon: Sequence[float], height: int, width: int) -> bool:
     """Whether a polygon has an area to fill, and pycocotools can do it.
 
     That is: at least three points, finite numbers in pairs, none further from the image than ten
-    times its longer side (and 1000 pixels), and an outline of at most 10^7 pixels. Beyond, pycocotools
-    takes gigabytes or ends the process.
+    times its longer side (and 1000 pixels), and an outline of at most 10^7 pixels. Beyond,
+    pycocotools takes gigabytes or ends the process.
 
     Args:
         polygon: x and y in turn.

@@ -27,6 +27,7 @@ from detectron2.utils.events import (
 from torch import nn
 
 from rs_d2.data import build_train_sampler
+from rs_d2.data.mapper import ImageMapper
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
 from rs_d2.engine.hooks import KeepBest, build_statistics_hooks
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
@@ -171,8 +172,11 @@ class RSTrainer(DefaultTrainer):
         except AssertionError as error:
             raise UserError(f"DATASETS.TRAIN: {error}") from error
         sampler = build_train_sampler(cfg, dataset_dicts)
+        mapper = ImageMapper(cfg, is_train=True, num_images=len(dataset_dicts))
         try:
-            return build_detection_train_loader(cfg, dataset=dataset_dicts, sampler=sampler)
+            return build_detection_train_loader(
+                cfg, dataset=dataset_dicts, mapper=mapper, sampler=sampler
+            )
         except ValueError as error:
             if "sampler" not in str(error):
                 raise
@@ -181,7 +185,10 @@ class RSTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> LoaderWithBar:
         """Detectron2's loader with a bar."""
-        return LoaderWithBar(build_detection_test_loader(cfg, dataset_name), dataset_name)
+        mapper = ImageMapper(cfg, is_train=False)
+        return LoaderWithBar(
+            build_detection_test_loader(cfg, dataset_name, mapper=mapper), dataset_name
+        )
 
     @classmethod
     def build_evaluator(
