@@ -142,7 +142,8 @@ def reason_of(error: Exception) -> str:
     """What a decoder complained of, in brackets; empty where it only says "no image"."""
     if isinstance(error, UnidentifiedImageError):
         return ""
-    text = " ".join(str(error).split())[:120]
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(told.split())[:120]
     return f" ({text or type(error).__name__})"
 
 

@@ -43,9 +43,9 @@ def open_image(source: str | PathLike | IO[bytes] | Image.Image) -> Image.Image:
         with open(source, "rb") as file:
             return open_image(file)
     image = source if isinstance(source, Image.Image) else Image.open(source)
+    image.load()  # first: looking for EXIF would swallow what is wrong, and leave black pixels
     turn = _TURNS.get(orientation(image))
     image = image.transpose(turn) if turn is not None else image
-    image.load()
     return _of_8_bits(image) if is_deep(image) else image
 
 
@@ -55,7 +55,13 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF entry; 1, upright, where there is none or none that can be read."""
+    """The EXIF entry; 1, upright, where there is none or none that can be read.
+
+    Raises:
+        OSError: A PNG, which may have it behind its pixels, has broken ones.
+    """
+    if image.format == "PNG":
+        image.load()
     try:
         found: Any = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # whatever broken metadata makes Pillow raise; the pixels may be good
@@ -64,7 +70,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after the turn."""
+    """Width and height after the turn, of an image that is not decoded yet."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return image.size
     return image.size[::-1] if orientation(image) in _QUARTER_TURNS else image.size
 
 

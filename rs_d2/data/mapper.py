@@ -82,7 +82,7 @@ class ImageMapper(DatasetMapper):
             if not self._skips or self._in_a_row >= self._limit:
                 raise problem from None
             self.skipped += 1
-            _logger.warning("%s; skipped (%d so far)", problem, self.skipped)
+            _logger.warning("%s; skipped (%d so far)", problem, int(self.skipped))
             return None
         self._in_a_row = 0
         return self._transform(entry, image)
@@ -90,7 +90,10 @@ class ImageMapper(DatasetMapper):
     def _read(self, entry: dict[str, Any]) -> np.ndarray:
         with PathManager.open(entry["file_name"], "rb") as file:
             image = utils.convert_PIL_to_numpy(open_image(file), self.image_format)
-        utils.check_image_size(entry, image)
+        height, width = image.shape[:2]
+        stated = entry.setdefault("width", width), entry.setdefault("height", height)
+        if stated != (width, height):
+            raise ValueError(f"{width} x {height} pixels, stated are {stated[0]} x {stated[1]}")
         return image
 
     def _transform(self, entry: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
