@@ -96,12 +96,19 @@ def shorten(value: Any) -> str:
     return reprlib.repr(value).replace("\n", " ")
 
 
+def printable(name: str) -> str:
+    """A name as it is, or shorter, or with its line breaks and escape codes written out."""
+    name = name if len(name) <= _LONGEST_NAME else f"{name[:100]}...{name[-100:]}"
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
 def is_integer(value: Any) -> bool:
     """Whether it is an int and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 _SINGULAR = {"images": "image", "categories": "category", "annotations": "annotation"}
+_LONGEST_NAME = 1000
 _LARGEST_ID = 2**63 - 1
 _FLAGS = (0, 1, None)  # True is 1
 _NAMES = ("file_name", "coco_url")

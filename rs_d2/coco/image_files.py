@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from rs_d2.coco.checks import Finding, Severity, label
+from rs_d2.coco.checks import Finding, Severity, label, printable
 from rs_d2.coco.pixels import upright_size
 from rs_d2.utils.errors import UserError
 
@@ -71,7 +71,9 @@ def find_image_files(
         except OSError:
             problem = "is missing"
         if problem:
-            finding = Finding(where, "", "", f"{found} {problem}", _STOPS, f"files: {problem}")
+            finding = Finding(
+                where, "", "", f"{printable(found)} {problem}", _STOPS, f"files: {problem}"
+            )
             yield image, None if problem == "is missing" else found, finding
         else:
             yield image, found, None
@@ -129,12 +131,14 @@ def measure_file(image: Mapping[str, Any], path: str, where: str) -> Finding | N
         with Image.open(path) as opened:
             width, height = upright_size(opened)
     except Exception as error:  # whatever a broken head makes its decoder raise
-        told = f"{path} is not an image that can be read{reason_of(error)}"
+        told = f"{printable(path)} is not an image that can be read{reason_of(error)}"
         return Finding(where, "", "", told, _STOPS, "files that are no images")
     stated = (image["width"], image["height"])
     if stated == (width, height):
         return None
-    told = f"{stated[0]} x {stated[1]} pixels are stated, but {path} has {width} x {height}"
+    told = (
+        f"{stated[0]} x {stated[1]} pixels are stated, but {printable(path)} has {width} x {height}"
+    )
     return Finding(where, "", "", told, _STOPS, "images of another size than stated")
 
 

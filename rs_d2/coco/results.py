@@ -22,6 +22,9 @@ from rs_d2.coco.rle import run_totals, to_rle
 from rs_d2.utils.errors import UserError
 
 
+LARGEST_BOX = 1e9  # pixels; areas beyond are no longer numbers
+
+
 class _Stop(Exception):
     """Carries the first finding to ``detections_from``, which knows the name of the file."""
 
@@ -121,12 +124,15 @@ def _scores(results: Sequence[Any]) -> np.ndarray:
 
 def _boxes(results: Sequence[Any]) -> np.ndarray:
     expected = "four finite numbers [x, y, width, height] with width and height >= 0"
+    huge = f"four numbers of at most {LARGEST_BOX:.0e}"
     column = _column(results, "bbox", expected)
     boxes = box_column(column)
     if boxes is None or not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
         _stop_at_first(
             results, column, "bbox", expected, lambda b: is_finite_box(b) and min(b[2:]) >= 0
         )
+    if (np.abs(boxes) > LARGEST_BOX).any():
+        _stop_at_first(results, column, "bbox", huge, lambda b: max(map(abs, b)) <= LARGEST_BOX)
     return boxes
 
 

@@ -14,6 +14,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 
+from rs_d2.coco.checks import printable
 from rs_d2.coco.image_files import reason_of
 from rs_d2.coco.pixels import open_image
 from rs_d2.utils.errors import UserError
@@ -77,7 +78,7 @@ class ImageMapper(DatasetMapper):
         try:
             image = self._read(entry)
         except Exception as error:  # whatever a broken file makes its decoder raise
-            problem = BadImage(f"{entry['file_name']} cannot be read{reason_of(error)}")
+            problem = BadImage(f"{printable(entry['file_name'])} cannot be read{reason_of(error)}")
             self._in_a_row += 1
             if not self._skips or self._in_a_row >= self._limit:
                 raise problem from None
@@ -112,7 +113,15 @@ class ImageMapper(DatasetMapper):
         if not self.is_train:
             entry.pop("annotations", None)
         elif "annotations" in entry:
+            has_runs = any(
+                isinstance(note.get("segmentation"), dict) and not note.get("iscrowd")
+                for note in entry["annotations"]
+            )
+            usual = self.instance_mask_format
+            # Detectron2 makes no polygons of run lengths, but bitmaps of polygons.
+            self.instance_mask_format = "bitmask" if has_runs else usual
             self._transform_annotations(entry, transforms, size)
+            self.instance_mask_format = usual
         return entry
 
 

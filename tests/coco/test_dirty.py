@@ -277,6 +277,14 @@ def test_masks_of_results_have_the_same_bounds(mask):
     line_of(error)
 
 
+def test_boxes_of_results_have_areas_that_are_numbers():
+    entry = {"image_id": 7, "category_id": 9, "score": 0.5, "bbox": [0, 0, 1e300, 1e300]}
+    good = {**entry, "bbox": [0, 0, 1e9, 1e9]}
+    truth = ground_truth_from(coco(), "coco")
+    with pytest.raises(UserError, match=r"^found: entry 1 \(.*four numbers of at most 1e\+09"):
+        detections_from([good, entry], truth, "bbox", "found")
+
+
 PLAIN = json.dumps(coco()).encode()
 
 
@@ -313,6 +321,13 @@ def test_a_broken_archive_is_told_in_one_line(save, data):
     with pytest.raises(UserError) as error:
         read_json(path)
     assert line_of(error).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "\x1b[31mred.png", "a" * 100_000])
+def test_names_do_not_break_the_line(tmp_path, name):
+    with pytest.raises(UserError, match="1 of 1 image files are missing, first ") as error:
+        locate_images([{"id": 7, "file_name": name}], tmp_path, tmp_path / "train.json")
+    assert line_of(error).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, build_detection_train_loader
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 
 from rs_d2 import add_rs_config
+from rs_d2.coco.rle import to_rle
 from rs_d2.config.check import check_choices
 from rs_d2.data.mapper import BadImage, ImageMapper
 from rs_d2.utils.errors import UserError
@@ -115,6 +116,21 @@ def test_a_worker_names_what_ends_the_training(cfg, files, num_workers, choice, 
     assert " cannot be read" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert str(error.value).startswith(str(Path(files["good.png"]["file_name"]).parent))
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_run_lengths_and_polygons_go_together(cfg, files, mask_format):
+    """Detectron2 refuses run lengths where its masks are polygons."""
+    cfg.INPUT.MASK_FORMAT, cfg.MODEL.MASK_ON = mask_format, True
+    mapper = ImageMapper(cfg, is_train=True)
+    polygon = files["good.png"]["annotations"][0]
+    runs = {**polygon, "segmentation": to_rle(polygon["segmentation"], 48, 64)}
+    both = {**files["good.png"], "annotations": [polygon, runs]}
+    masks = mapper(both)["instances"].gt_masks
+    assert isinstance(masks, BitMasks)
+    assert (masks.tensor[0] == masks.tensor[1]).all()
+    plain = mapper(files["good.png"])["instances"].gt_masks
+    assert isinstance(plain, PolygonMasks if mask_format == "polygon" else BitMasks)
 
 
 def test_the_key_has_two_values(cfg):
