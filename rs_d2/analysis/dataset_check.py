@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rs_d2.coco.checks import Finding, Severity, label
+from rs_d2.coco.checks import Finding, Severity, label, printable
 from rs_d2.coco.cleaning import clean_content
 from rs_d2.coco.image_files import find_image_files, measure_file, reason_of
 from rs_d2.coco.json_files import is_plain, read_json
@@ -114,19 +114,22 @@ def examine(item: tuple[dict, str, str], decode: bool) -> tuple[list[Finding], n
         return [finding], None
     findings = []
     with Image.open(path) as opened:
-        if orientation(opened) != 1:
-            told = f"{path} is turned as its EXIF entry says ({orientation(opened)})"
-            kind = "images that EXIF turns"
-            findings.append(Finding(where, "", "", told, Severity.NOTED, kind))
-        if is_deep(opened):
-            told = f"{path} has 16 bits; 0 to 65535 become 0 to 255"
-            findings.append(Finding(where, "", "", told, Severity.NOTED, "images of 16 bits"))
+        turn = orientation(opened)
+        for is_so, told, kind in (
+            (turn != 1, f"is turned as its EXIF entry says ({turn})", "images that EXIF turns"),
+            (is_deep(opened), "has 16 bits; 0 to 65535 become 0 to 255", "images of 16 bits"),
+            (opened.mode == "F", "has floats; they are cut to 0 to 255", "images of floats"),
+            (getattr(opened, "n_frames", 1) > 1, "has several frames", "only the first is used"),
+        ):
+            if is_so:
+                told = f"{printable(path)} {told}"
+                findings.append(Finding(where, "", "", told, Severity.NOTED, kind))
     if not decode:
         return findings, None
     try:
         return findings, perceptual_hash(open_image(path))
     except Exception as error:  # whatever a broken file makes its decoder raise
-        told = f"{path} cannot be decoded{reason_of(error)}"
+        told = f"{printable(path)} cannot be decoded{reason_of(error)}"
         kind = "files that cannot be decoded"
         return [*findings, Finding(where, "", "", told, Severity.STOPS_TRAINING, kind)], None
 

@@ -43,6 +43,8 @@ def open_image(source: str | PathLike | IO[bytes] | Image.Image) -> Image.Image:
         with open(source, "rb") as file:
             return open_image(file)
     image = source if isinstance(source, Image.Image) else Image.open(source)
+    if image.format == "EPS":
+        raise OSError("EPS, a program that Pillow would have Ghostscript run")
     image.load()  # first: looking for EXIF would swallow what is wrong, and leave black pixels
     turn = _TURNS.get(orientation(image))
     image = image.transpose(turn) if turn is not None else image

@@ -21,7 +21,6 @@ from rs_d2.coco.records import Detections, GroundTruth, no_detections, object_ar
 from rs_d2.coco.rle import run_totals, to_rle
 from rs_d2.utils.errors import UserError
 
-
 LARGEST_BOX = 1e9  # pixels; areas beyond are no longer numbers
 
 

@@ -104,6 +104,18 @@ def test_every_file_is_looked_at(save, tmp_path):
     assert check_dataset(written, decode=True).is_sound
 
 
+def test_floats_and_further_frames_are_noted(save, tmp_path):
+    images = [{"id": n, "file_name": n, "width": 64, "height": 48} for n in ("f.tif", "n.gif")]
+    notes = [annotation(1, image_id="f.tif"), annotation(2, image_id="n.gif")]
+    path = save(coco(images=images, annotations=notes, categories=[{"id": 9, "name": "fig"}]))
+    Image.fromarray(np.ones((48, 64), dtype=np.float32)).save(tmp_path / "f.tif")
+    noise(1).save(tmp_path / "n.gif", save_all=True, append_images=[noise(2)])
+    assert found(check_dataset(path, decode=True)) == [
+        ("NOTED", f"image f.tif: {tmp_path}/f.tif has floats; they are cut to 0 to 255"),
+        ("NOTED", f"image n.gif: {tmp_path}/n.gif has several frames"),
+    ]
+
+
 def test_oddities_are_noted_and_nothing_is_left_out_for_them(save):
     content = changed("annotations", 0, bbox=[50.0, 10.0, 20.0, 20.0])
     content["categories"] += [{"id": 1, "name": "fig"}]

@@ -74,6 +74,13 @@ def test_broken_pixels_of_a_png_are_not_read_as_black(tmp_path, read):
         read(tmp_path / "a.png")
 
 
+def test_a_program_is_no_image(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")  # Pillow looks at the content
+    with pytest.raises(OSError, match="a program"):
+        open_image(tmp_path / "a.png")
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(OSError, match="not a regular file"):
