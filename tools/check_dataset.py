@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         as_json,
         as_text,
         check_dataset,
-        find_duplicates,
+        compare_sets,
         write_fixed,
     )
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if json_file is not None
     ]
     if len(checks) == 2:
-        checks[1].findings += find_duplicates(*checks)
+        checks[1].findings += compare_sets(*checks)
     print(as_text(checks).encode(errors="backslashreplace").decode())
     if args.output is not None:
         with atomic_write(args.output, "w") as file:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rs_d2.coco.checks import Finding, Severity, label, printable
+from rs_d2.coco.checks import Finding, Severity, label, printable, shorten
 from rs_d2.coco.cleaning import clean_content
 from rs_d2.coco.image_files import find_image_files, measure_file, reason_of
 from rs_d2.coco.json_files import is_plain, read_json
@@ -77,6 +77,9 @@ def check_dataset(
     check = DatasetCheck(json_file, content, find_problems(content))
     if any(finding.severity is Severity.STOPS for finding in check.findings):
         return check
+    if not _is_readable_by_all(json_file):
+        told = "not plain UTF-8 without a byte-order mark, which other programs may not read"
+        check.findings.append(Finding(json_file.name, "", "", told, Severity.NOTED, "encoding"))
     check.findings += note_oddities(content, clean_content(content)[0])
     root = image_root or json_file.parent
     if not root.is_dir():
@@ -145,9 +148,22 @@ def perceptual_hash(image: Image.Image) -> np.ndarray | None:
     return None if grey.std() < _FLAT else (grey[:, 1:] > grey[:, :-1]).reshape(-1)
 
 
-def find_duplicates(train: DatasetCheck, val: DatasetCheck) -> list[Finding]:
-    """Images of the validation set that look like one of the training set; both were decoded."""
+def compare_sets(train: DatasetCheck, val: DatasetCheck) -> list[Finding]:
+    """What is wrong with a validation set beside its training set: other classes, same images.
+
+    Images are compared where those of both sets were decoded.
+    """
+    if any(f.severity is Severity.STOPS for f in [*train.findings, *val.findings]):
+        return []
     findings = []
+    names = {category["id"]: category.get("name") for category in train.content["categories"]}
+    for index, category in enumerate(val.content["categories"]):
+        identity, name = category["id"], category.get("name")
+        if identity not in names or names[identity] != name:
+            there = shorten(names[identity]) if identity in names else "no such category"
+            told = f"{shorten(name)}, but {train.path.name} has {there}"
+            where, kind = label(category, "categories", index), "categories of another set"
+            findings.append(Finding(where, "", "", told, Severity.STOPS_TRAINING, kind))
     known = np.where(train.hashes, 1, -1).astype(np.float32).T
     for start in range(0, len(val.hashes) if len(train.hashes) else 0, 256):
         part = np.where(val.hashes[start : start + 256], 1, -1).astype(np.float32)
@@ -172,7 +188,7 @@ def write_fixed(check: DatasetCheck) -> Path | None:
     Raises:
         UserError: What is wrong is no entry's, or there is such a file already.
     """
-    if check.is_sound and is_plain(check.path):
+    if check.is_sound and _is_readable_by_all(check.path):
         return None
     content = _without_named(check)
     annotations = clean_content(content)[0]
@@ -183,6 +199,10 @@ def write_fixed(check: DatasetCheck) -> Path | None:
     with atomic_write(target, "w") as file:
         json.dump({**content, "annotations": annotations}, file)
     return target
+
+
+def _is_readable_by_all(path: Path) -> bool:
+    return path.suffix == ".gz" or is_plain(path)
 
 
 def _without_named(check: DatasetCheck) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Everything that is wrong with a data set, found before the training."""
 
+import gzip
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ from conftest import shared
 from helpers.annotation_files import annotation, changed, coco
 from PIL import Image, ImageEnhance
 
+from rs_d2.analysis import dataset_check
 from rs_d2.analysis.dataset_check import (
     as_json,
     as_text,
     check_dataset,
-    find_duplicates,
+    compare_sets,
     write_fixed,
 )
 from rs_d2.coco.reading import read_annotations
@@ -147,10 +150,10 @@ def test_images_that_both_sets_have_are_found(save, tmp_path):
     notes = [annotation(i, image_id=i) for i in (1, 2, 3)]
     path = save(coco(images=images, annotations=notes), "val.json", first_seed=50)
     val = check_dataset(path, decode=True)
-    assert [str(f) for f in find_duplicates(train, val)] == [
+    assert [str(f) for f in compare_sets(train, val)] == [
         "image 2: looks like image 3 of train.json"
     ]
-    assert find_duplicates(check_dataset(path), val) == []  # not decoded
+    assert compare_sets(check_dataset(path), val) == []  # not decoded
 
 
 def test_real_sets_have_no_image_twice():
@@ -160,7 +163,7 @@ def test_real_sets_have_no_image_twice():
         for part in ("train", "val")
     )
     assert train.is_sound
-    assert find_duplicates(train, val) == []
+    assert compare_sets(train, val) == []
 
 
 def test_a_fixed_json_is_what_training_uses(save, tmp_path):
@@ -196,9 +199,44 @@ def test_what_training_leaves_out_is_left_out_of_the_fixed_json(save):
     assert read_annotations(written).annotations == read_annotations(path).annotations
 
 
+def test_classes_that_training_does_not_have_are_found(save):
+    train, val = check_dataset(save(coco())), coco()
+    val["categories"] = [
+        {"id": 9, "name": "nut"},
+        {"id": 4, "name": "date"},
+        {"id": 5, "name": "x"},
+    ]
+    findings = compare_sets(train, check_dataset(save(val, "val.json")))
+    assert [str(f) for f in findings] == [
+        "category 9: 'nut', but train.json has 'fig'",
+        "category 5: 'x', but train.json has no such category",
+    ]
+
+
+def die(item, decode):
+    os._exit(9)
+
+
+def test_a_decoder_that_ends_its_process_is_told_in_one_line(save, monkeypatch):
+    """The pool starts its processes by fork, so they have the replaced function, too."""
+    monkeypatch.setattr(dataset_check, "examine", die)
+    with pytest.raises(UserError, match=r"a process died while it opened .*a.png or one of"):
+        check_dataset(save(coco()), num_jobs=2)
+
+
+def test_an_archive_is_not_unpacked_for_nothing(save):
+    path = save(coco())
+    archive = path.with_name("train.json.gz")
+    archive.write_bytes(gzip.compress(path.read_bytes()))
+    assert write_fixed(check_dataset(archive)) is None
+    archive.write_bytes(gzip.compress(json.dumps(changed("annotations", 0, id="1")).encode()))
+    assert write_fixed(check_dataset(archive)).name == "train.fixed.json"
+
+
 def test_a_sound_json_in_another_encoding_is_written_plain(save):
     path = save(coco())
     path.write_bytes(json.dumps(coco()).encode("utf-16"))
+    assert "train.json: not plain UTF-8" in as_text([check_dataset(path)])
     assert json.loads(write_fixed(check_dataset(path)).read_text("utf-8")) == coco()
 
 
