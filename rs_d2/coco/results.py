@@ -16,9 +16,12 @@ from rs_d2.coco.columns import (
     is_id,
     number_column,
 )
+from rs_d2.coco.polygons import is_usable
 from rs_d2.coco.records import Detections, GroundTruth, no_detections, object_array
 from rs_d2.coco.rle import run_totals, to_rle
 from rs_d2.utils.errors import UserError
+
+LARGEST_BOX = 1e9  # pixels; areas beyond are no longer numbers
 
 
 class _Stop(Exception):
@@ -120,12 +123,15 @@ def _scores(results: Sequence[Any]) -> np.ndarray:
 
 def _boxes(results: Sequence[Any]) -> np.ndarray:
     expected = "four finite numbers [x, y, width, height] with width and height >= 0"
+    huge = f"four numbers of at most {LARGEST_BOX:.0e}"
     column = _column(results, "bbox", expected)
     boxes = box_column(column)
     if boxes is None or not np.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
         _stop_at_first(
             results, column, "bbox", expected, lambda b: is_finite_box(b) and min(b[2:]) >= 0
         )
+    if (np.abs(boxes) > LARGEST_BOX).any():
+        _stop_at_first(results, column, "bbox", huge, lambda b: max(map(abs, b)) <= LARGEST_BOX)
     return boxes
 
 
@@ -135,6 +141,9 @@ def _rles(results: Sequence[Any], sizes: np.ndarray) -> np.ndarray:
     rles = []
     for index, (value, size) in enumerate(zip(column, sizes.tolist(), strict=True)):
         if isinstance(value, list) and value and all(map(_is_polygon, value)):
+            if not all(is_usable(polygon, *size) for polygon in value):
+                fitting = "polygons of at least 3 points near the image"
+                raise _Stop(_finding(results, index, "segmentation", fitting))
             value = to_rle(value, *size)
         elif not isinstance(value, dict) or not isinstance(value.get("counts"), (str, bytes, list)):
             raise _Stop(_finding(results, index, "segmentation", expected))
