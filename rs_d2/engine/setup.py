@@ -13,8 +13,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from rs_d2.checkpoint.files import read_pickle
 from rs_d2.config import architecture_of, lookup
 from rs_d2.config.check import check_config
 from rs_d2.config.load import find_config, load_config
@@ -162,6 +164,9 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
         raise UserError("DATASETS.TRAIN is empty: give --config-file or --train-json (see --help)")
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(names)
+    if cfg.MODEL.LOAD_PROPOSALS:  # Detectron2 would execute what these pickles ask for
+        for path in (*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST):
+            read_pickle(PathManager.get_local_path(path))
     architecture = architecture_of(cfg)
     if architecture.checks_classes:
         key = architecture.num_classes_key
