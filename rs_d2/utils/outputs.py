@@ -16,16 +16,17 @@ def check_outputs(
     """Check that no file to be written is one that is read, by whatever path or link, or twice one.
 
     Args:
-        inputs: files that are read; None, and what is not there, such as an address, counts not.
+        inputs: files that are read; None counts not.
         outputs: files that will be written, each with the option that names it; None counts not.
 
     Raises:
         UserError: The first that is.
     """
-    known = {_identity(path): path for path in inputs if path is not None and os.path.isfile(path)}
+    files = (path for path in inputs if path is not None and not _is_other(path))
+    known = {_identity(path): path for path in files}
     taken: dict[Hashable, str] = {}
     for option, target in outputs:
-        if target is None or (os.path.exists(target) and not os.path.isfile(target)):
+        if target is None or _is_other(target):
             continue  # devices such as /dev/stdout may be written often; folders complain later
         identity = _identity(target)
         if identity in known:
@@ -40,6 +41,11 @@ def check_outputs(
 def same_file(one: StrPath, other: StrPath) -> bool:
     """Whether both are there and the same file, by whatever path or link."""
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _is_other(path: StrPath) -> bool:
+    """Whether a folder or device is there."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _identity(path: StrPath) -> Hashable:
