@@ -20,7 +20,7 @@ LAYERS = [
     {"version"},
 ]
 # Neighbours that know each other, in one direction.
-BESIDE = {"report": {"evaluation", "drawing"}, "ops": {"utils"}}
+BESIDE = {"report": {"evaluation", "drawing"}, "drawing": {"data"}, "ops": {"utils"}}
 PURE = {"criterion", "coco", "losses", "targets", "ops", "utils", "version"}
 GLUE_IN_UTILS = {"d2_compat.py", "launch.py"}
 

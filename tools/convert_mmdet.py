@@ -95,10 +95,12 @@ def _check_target(args: argparse.Namespace) -> None:
 
 
 def _read_image(path: str, cfg: Any) -> Any:
-    from detectron2.data.detection_utils import read_image
+    from detectron2.data.detection_utils import convert_PIL_to_numpy
+
+    from rs_d2.coco.pixels import open_image
 
     try:
-        return read_image(path, format=cfg.INPUT.FORMAT)
+        return convert_PIL_to_numpy(open_image(path), cfg.INPUT.FORMAT)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"--check: {path} cannot be read as an image ({error})") from error
 

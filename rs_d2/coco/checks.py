@@ -19,6 +19,7 @@ class Severity(Enum):
     STOPS = "nobody can use the file"
     STOPS_TRAINING = "the file can be evaluated on, but not trained on"
     LEFT_OUT = "the entry, or a part of it, is left out"
+    NOTED = "it is used as it is; perhaps a mistake"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ def check_content(content: Any) -> Iterator[Finding]:
     Args:
         content: what the json holds.
 
+    Numbers have bounds, so that no entry can ask for all memory: ids fit into 64 bits, images have
+    fewer than 2^31 pixels.
+
     Yields:
         Findings that stop everything or training; no entry is left out for these.
     """
@@ -75,9 +79,11 @@ def check_content(content: Any) -> Iterator[Finding]:
 
 def label(entry: Mapping[str, Any], table: str, index: int) -> str:
     """The name of an entry of "images", "categories" or "annotations" in messages."""
-    if not _is_image_id(entry.get("id")):
+    identity = entry.get("id")
+    if not _is_image_id(identity):
         return f"{table}[{index}]"
-    return f"{_SINGULAR[table]} {entry['id']}"
+    text = str(identity) if _is_readable(identity) else shorten(identity)
+    return f"{_SINGULAR[table]} {text}"
 
 
 def show(entry: Mapping[str, Any], field: str) -> str:
@@ -96,6 +102,10 @@ def is_integer(value: Any) -> bool:
 
 
 _SINGULAR = {"images": "image", "categories": "category", "annotations": "annotation"}
+_LARGEST_ID = 2**63 - 1
+_FLAGS = (0, 1, None)  # True is 1
+_NAMES = ("file_name", "coco_url")
+_MOST_PIXELS = 2**31 - 1  # run lengths are counted in 32 bits
 
 
 def _check_tables(content: Mapping[str, Any]) -> Iterator[Finding]:
@@ -119,7 +129,11 @@ def _check_ids(
     wrong = [i for i, identity in enumerate(ids) if not fits(identity)]
     for index in wrong:
         yield Finding(f"{table}[{index}]", "id", expected, show(entries[index], "id"))
-    if wrong:
+    huge = [i for i, identity in enumerate(ids) if is_integer(identity) and not _fits(identity)]
+    for index in huge:
+        told = show(entries[index], "id")
+        yield Finding(f"{table}[{index}]", "id", "an integer of at most 64 bits", told)
+    if wrong or huge:
         return
     if len(set(map(type, ids))) > 1:
         told = "some are integers and some are strings"
@@ -128,7 +142,7 @@ def _check_ids(
         for identity, count in Counter(ids).items():
             if count > 1:
                 told = f"the id occurs {count} times"
-                yield Finding(f"{_SINGULAR[table]} {identity}", "", "", told)
+                yield Finding(label({"id": identity}, table, 0), "", "", told)
 
 
 def _check_images(images: Sequence[dict]) -> Iterator[Finding]:
@@ -137,13 +151,19 @@ def _check_images(images: Sequence[dict]) -> Iterator[Finding]:
         for side in ("width", "height"):
             if not (is_integer(image.get(side)) and image[side] > 0):
                 yield Finding(where, side, "a positive integer", show(image, side))
+                break
+        else:
+            if image["width"] * image["height"] > _MOST_PIXELS:
+                told = f"{shorten(image['width'])} x {shorten(image['height'])}"
+                yield Finding(where, "width, height", "fewer than 2^31 pixels", told)
         for name in ("neg_category_ids", "not_exhaustive_category_ids"):
-            if image.get(name) is not None and not _is_integers(image[name]):
+            listed = image.get(name)
+            if listed is not None and not (_is_integers(listed) and all(map(_fits, listed))):
                 yield Finding(where, name, "a list of integers", show(image, name))
-        name = "coco_url" if image.get("coco_url") and not image.get("file_name") else "file_name"
-        if not _is_text(image.get(name)):
-            expected, found = "the name of a file", show(image, name)
-            yield Finding(where, name, expected, found, Severity.STOPS_TRAINING)
+        for name in [name for name in _NAMES if image.get(name)] or ["file_name"]:
+            if not _is_text(image.get(name)):
+                expected, found = "the name of a file", show(image, name)
+                yield Finding(where, name, expected, found, Severity.STOPS_TRAINING)
 
 
 def _check_categories(categories: Sequence[dict]) -> Iterator[Finding]:
@@ -173,6 +193,9 @@ def _check_annotations(
     if box_column(column) is None:
         fits = map(is_box, column)
         yield from _misfits(annotations, "bbox", "four numbers [x, y, width, height]", fits)
+    for field in ("iscrowd", "ignore"):
+        fits = [a.get(field) in _FLAGS for a in annotations]
+        yield from _misfits(annotations, field, "0 or 1", fits)
     fits = (not a.get("segmentation") or _is_mask(a["segmentation"]) for a in annotations)
     yield from _misfits(annotations, "segmentation", "polygons or a run-length mask", fits)
 
@@ -192,7 +215,25 @@ def _is_image_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    """Whether it is a text that a file may be named by: no half of a character, no NUL."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _is_readable(identity: int | str) -> bool:
+    """Whether an id can stand in a message as it is."""
+    if isinstance(identity, int):
+        return _fits(identity)
+    return len(identity) <= 60 and identity.isprintable()
+
+
+def _fits(number: int) -> bool:
+    return -_LARGEST_ID <= number <= _LARGEST_ID
 
 
 def _is_integers(value: Any) -> bool:

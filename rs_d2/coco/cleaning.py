@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from rs_d2.coco.checks import Finding, Severity, show
+from rs_d2.coco.polygons import is_usable
 from rs_d2.coco.rle import run_totals
 
 _Problem = tuple[str, str, str]  # field, name of all such findings, what was expected
 _NO_AREA = ("bbox", "boxes without area", "a width and a height above 0")
 _NOT_FINITE = ("bbox", "boxes that are not finite", "four finite numbers")
+_HUGE = ("bbox", "boxes beyond a million pixels", "four numbers of at most 1,000,000")
 _OUTSIDE = ("bbox", "boxes outside their image", "a box with a part in the image")
 _NO_MASK = ("segmentation", "annotations without a mask", "a mask, as most annotations have one")
 _MINORITY = ("segmentation", "masks in a file that mostly has none", "none, as most have none")
@@ -27,6 +29,12 @@ _BAD_POLYGON = (
     "polygons with fewer than 3 points, an odd count or a number that is not finite",
     "polygons of at least 3 points, finite numbers in pairs",
 )
+_FAR_POLYGON = (
+    "segmentation",
+    "polygons far beyond their image",
+    "polygons within ten images of theirs",
+)
+LARGEST_COORDINATE = 1e6
 
 
 def clean_content(content: Mapping[str, Any]) -> tuple[list[dict], bool, list[Finding]]:
@@ -73,6 +81,27 @@ def summarise(findings: Iterable[Finding]) -> str:
     )
 
 
+def mask_problems(content: Mapping[str, Any]) -> Iterator[Finding]:
+    """Masks of a checked content that cannot be rasterised: bad run lengths, bad polygons.
+
+    ``clean_content`` leaves these out; who counts every object has to stop.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    annotations = [a for a in content.get("annotations") or [] if a.get("segmentation")]
+    owners = [sizes[annotation["image_id"]] for annotation in annotations]
+    problems = _run_problems(annotations, owners)
+    for index, (annotation, owner) in enumerate(zip(annotations, owners, strict=True)):
+        problem = problems.get(index) or _mask_problem(annotation, *owner)[1]
+        if problem is not None:
+            yield _finding(annotation, problem)
+
+
+def _finding(annotation: dict, problem: _Problem) -> Finding:
+    field, kind, expected = problem
+    entry, found = f"annotation {annotation['id']}", show(annotation, field)
+    return Finding(entry, field, expected, found, Severity.LEFT_OUT, kind)
+
+
 def _unusable(
     annotations: Sequence[dict], sizes: Mapping[Any, tuple[int, int]], has_masks: bool
 ) -> Iterator[tuple[int, dict | None, Finding]]:
@@ -84,13 +113,11 @@ def _unusable(
     for index, annotation in enumerate(annotations):
         usable, problem = None, problems.get(index)
         if problem is None and has_masks:
-            usable, problem = _mask_problem(annotation)
+            usable, problem = _mask_problem(annotation, *owners[index])
         elif problem is None and annotation.get("segmentation"):
             usable, problem = {**annotation, "segmentation": []}, _MINORITY
         if problem is not None:
-            field, kind, expected = problem
-            entry, found = f"annotation {annotation['id']}", show(annotation, field)
-            yield index, usable, Finding(entry, field, expected, found, Severity.LEFT_OUT, kind)
+            yield index, usable, _finding(annotation, problem)
 
 
 def _box_problems(
@@ -106,6 +133,7 @@ def _box_problems(
     for bad, problem in (
         (outside, _OUTSIDE),
         ((w <= 0) | (h <= 0), _NO_AREA),
+        ((np.abs([x, y, w, h]) > LARGEST_COORDINATE).any(axis=0), _HUGE),
         (~finite, _NOT_FINITE),  # the last that holds is told
     ):
         problems |= dict.fromkeys(np.flatnonzero(bad).tolist(), problem)
@@ -133,18 +161,22 @@ def _has_runs(annotation: dict) -> bool:
     return isinstance(annotation.get("segmentation"), dict) and bool(annotation["segmentation"])
 
 
-def _mask_problem(annotation: dict) -> tuple[dict | None, _Problem | None]:
+def _mask_problem(annotation: dict, width: int, height: int) -> tuple[dict | None, _Problem | None]:
     """The annotation with the usable polygons of its mask, or None, and what is wrong with it."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return None, _NO_MASK
     if isinstance(segmentation, dict):
         return annotation, None
-    polygons = [
-        polygon
-        for polygon in segmentation
-        if len(polygon) >= 6 and len(polygon) % 2 == 0 and math.isfinite(sum(polygon))
-    ]
+    polygons = [polygon for polygon in segmentation if is_usable(polygon, height, width)]
     if len(polygons) == len(segmentation):
         return annotation, None
-    return ({**annotation, "segmentation": polygons} if polygons else None), _BAD_POLYGON
+    kind = _FAR_POLYGON if any(map(_is_far, segmentation)) else _BAD_POLYGON
+    return ({**annotation, "segmentation": polygons} if polygons else None), kind
+
+
+def _is_far(polygon: Sequence[float]) -> bool:
+    """Whether nothing else can be wrong with an unusable polygon than its extent."""
+    if len(polygon) < 6 or len(polygon) % 2:
+        return False
+    return all(-math.inf < number < math.inf for number in polygon)

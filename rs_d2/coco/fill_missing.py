@@ -13,9 +13,12 @@ from typing import Any
 from pycocotools import mask as mask_util
 
 from rs_d2.coco import prepared
+from rs_d2.coco.json_files import is_plain
 from rs_d2.coco.reading import AnnotationFile, category_frequencies, keep, remember
 from rs_d2.coco.rle import to_rle
 from rs_d2.utils.atomic_write import atomic_write
+
+_LARGEST_ID = 2**53
 
 
 def evaluation_json(file: AnnotationFile, train_categories: Sequence[dict]) -> Path:
@@ -26,15 +29,16 @@ def evaluation_json(file: AnnotationFile, train_categories: Sequence[dict]) -> P
         train_categories: categories the model knows; those the file lacks are added.
 
     Returns:
-        The file itself where it is complete, as official ones are; else a completed copy in the
-        user's cache folder, which counts as read and checked in this process.
+        The file itself where it is complete and plain UTF-8, as official ones are; else a completed
+        copy in the user's cache folder, which counts as read and checked in this process. A copy
+        that is not as it was written is made anew.
     """
     content = completed(file, train_categories)
-    if content == file.content and file.path.suffix != ".gz":
+    if content == file.content and is_plain(file.path):
         return file.path
     name = f"{file.path.name.split('.')[0]}-{prepared.digest(file.stamp, train_categories)[:16]}"
     path = prepared.folder() / f"{name}.json"
-    is_new = not path.exists()
+    is_new = not (path.exists() and prepared.knows(prepared.stamp(path)))
     if is_new:
         with atomic_write(path) as written:
             written.write(json.dumps(content).encode())
@@ -58,9 +62,10 @@ def completed(file: AnnotationFile, train_categories: Sequence[dict]) -> dict[st
     """The file's content with every field that evaluation reads; nothing present is changed.
 
     Boxes and masks are the cleaned ones. Annotations are numbered anew from 1 if an id is 0, which
-    the evaluators take for "not matched". An LVIS file without any `neg_category_ids` counts as
-    annotated throughout: every category without an object in an image is absent from it. Crowds,
-    which LVIS does not have, are ignored there and make their category not exhaustive.
+    the evaluators take for "not matched", negative, or no longer exact as a float. An LVIS file
+    without any `neg_category_ids` counts as annotated throughout: every category without an object
+    in an image is absent from it. Crowds, which LVIS does not have, are ignored there and make
+    their category not exhaustive.
 
     Args:
         file: a checked file.
@@ -68,7 +73,7 @@ def completed(file: AnnotationFile, train_categories: Sequence[dict]) -> dict[st
     """
     lvis = file.format == "lvis"
     sizes = {image["id"]: (image["height"], image["width"]) for image in file.images}
-    renumber = any(annotation["id"] == 0 for annotation in file.annotations)
+    renumber = any(not 0 < annotation["id"] <= _LARGEST_ID for annotation in file.annotations)
     annotations = []
     for index, annotation in enumerate(file.annotations):
         extra: dict[str, Any] = {"id": index + 1} if renumber else {}

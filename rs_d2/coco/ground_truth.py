@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rs_d2.coco.checks import Finding, Severity, check_content, label, show
+from rs_d2.coco.cleaning import mask_problems
 from rs_d2.coco.columns import box_column, index_column, number_column
 from rs_d2.coco.fill_missing import crowd_pairs, object_area
 from rs_d2.coco.image_files import file_name
@@ -63,7 +64,8 @@ def ground_truth_from(content: Any, style: str, source: str = "ground truth") ->
 
     Raises:
         UserError: A field is missing or of a wrong type, an id occurs twice, an annotation names an
-            unknown image or category, a box is not finite; names the entry.
+            unknown image or category, a box is not finite, a mask cannot be rasterised; names the
+            entry.
     """
     for finding in check_content(content):
         if finding.severity is Severity.STOPS:
@@ -78,6 +80,8 @@ def ground_truth_from(content: Any, style: str, source: str = "ground truth") ->
         entry = annotations[index]
         where, expected = label(entry, "annotations", index), "four finite numbers"
         raise UserError(f"{source}: {Finding(where, 'bbox', expected, show(entry, 'bbox'))}")
+    for finding in mask_problems(content):
+        raise UserError(f"{source}: {finding}")
     return _columns(content["images"], content["categories"], annotations, style)
 
 

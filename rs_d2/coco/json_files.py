@@ -33,10 +33,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not json ({error.msg} in line {error.lineno})") from None
     except (UnicodeDecodeError, RecursionError):
         raise UserError(f"{path}: not json") from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise UserError(f"{path}: {str(error).split(';')[0]}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{path}: not a whole gzip file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def is_plain(path: Path) -> bool:
+    """Whether any reader can read a json file: not packed, UTF-8, no byte-order mark."""
+    with open(path, "rb") as file:
+        return path.suffix != ".gz" and json.detect_encoding(file.read(4)) == "utf-8"
 
 
 def _unpack(path: Path) -> bytes:

@@ -86,6 +86,15 @@ def load(source: Stamp) -> Any:
     return marshal.loads(payload) if data[:_HEAD_SIZE] == _head(source, payload) else None
 
 
+def knows(source: Stamp) -> bool:
+    """Whether something is kept of a file as it is now; it may still be damaged."""
+    try:
+        with open(_prepared_file(source), "rb") as file:
+            return file.read(64) == digest(source).encode()
+    except OSError:
+        return False
+
+
 def _head(source: Stamp, payload: bytes | memoryview) -> bytes:
     """What the payload was made of, and a checksum."""
     return f"{digest(source)} {zlib.crc32(payload):08x}\n".encode()

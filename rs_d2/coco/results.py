@@ -16,6 +16,7 @@ from rs_d2.coco.columns import (
     is_id,
     number_column,
 )
+from rs_d2.coco.polygons import is_usable
 from rs_d2.coco.records import Detections, GroundTruth, no_detections, object_array
 from rs_d2.coco.rle import run_totals, to_rle
 from rs_d2.utils.errors import UserError
@@ -135,6 +136,9 @@ def _rles(results: Sequence[Any], sizes: np.ndarray) -> np.ndarray:
     rles = []
     for index, (value, size) in enumerate(zip(column, sizes.tolist(), strict=True)):
         if isinstance(value, list) and value and all(map(_is_polygon, value)):
+            if not all(is_usable(polygon, *size) for polygon in value):
+                fitting = "polygons of at least 3 points near the image"
+                raise _Stop(_finding(results, index, "segmentation", fitting))
             value = to_rle(value, *size)
         elif not isinstance(value, dict) or not isinstance(value.get("counts"), (str, bytes, list)):
             raise _Stop(_finding(results, index, "segmentation", expected))

@@ -68,7 +68,8 @@ def run_totals(counts: Sequence[str | bytes]) -> np.ndarray:
         counts: [N] strings.
 
     Returns:
-        [N] integers; -1 for a string that ends within a number or has another character.
+        [N] integers; -1 for a string that ends within a number, has another character or a run
+        below 0.
     """
     totals = np.zeros(len(counts), dtype=np.int64)
     for start in range(0, len(counts), _AT_ONCE):
@@ -105,10 +106,16 @@ def _totals_of_whole(strings: Sequence[bytes]) -> np.ndarray:
     starts = np.cumsum([0] + [len(string) for string in strings])
     starts = np.searchsorted(last, starts)  # of the strings, in numbers
     length = np.diff(starts)
-    index = np.arange(len(values)) - np.repeat(starts[:-1], length)  # in its string
-    repeats = (np.repeat(length, length) - 1 - index) // 2 + 1
-    repeats[starts[:-1]] = 1
-    return np.add.reduceat(values * repeats, starts[:-1])
+    # Each run adds up over every second value of its string, the first value aside: sums over every
+    # second value of all strings, less what was before the string.
+    sums = np.zeros(len(values) + 2, dtype=np.int64)
+    sums[2::2], sums[3::2] = np.cumsum(values[0::2]), np.cumsum(values[1::2])
+    first = np.repeat(starts[:-1], length)
+    is_even = (np.arange(len(values)) - first) % 2 == 0
+    runs = sums[2:] - np.where(is_even, sums[first + 2], sums[first + 1])
+    runs[starts[:-1]] = values[starts[:-1]]
+    totals = np.add.reduceat(runs, starts[:-1])
+    return np.where(np.minimum.reduceat(runs, starts[:-1]) < 0, -1, totals)
 
 
 def _compressed(counts: list[int], shape: tuple[int, ...]) -> str:

@@ -28,6 +28,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": MASK_LOSSES,
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
+    "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
     "TEST.EVALUATOR_ENGINE": ("auto", "hotcoco", "reference"),
@@ -171,6 +172,10 @@ def _add_training_keys(cfg: Any) -> None:
     # Detectron2's SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be full_model: the norm of all gradients
     # together is clipped to CLIP_VALUE.
     cfg.SOLVER.OPTIMIZER = "sgd"
+    # What to do in training with an image that cannot be read, or is of another size than stated.
+    # skip: tell it in the log, with a count, and take another one at random; 100 in a row end the
+    # training. error: end the training. In evaluation it is an error either way.
+    cfg.DATALOADER.ON_BAD_IMAGE = "skip"
     # How RepeatFactorTrainingSampler makes an image's repeat factor whole. ceil: rounded up, as
     # published; stochastic: up with the probability of its fraction, Detectron2's way.
     cfg.DATALOADER.REPEAT_ROUNDING = "ceil"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from rs_d2.coco.json_files import is_plain
 from rs_d2.utils.errors import UserError, did_you_mean
 
 _EMBEDDED = ("digits_train", "digits_val")  # made when first loaded
@@ -26,7 +27,8 @@ def check_datasets(names: Iterable[str]) -> None:
         names: names in Detectron2's catalog.
 
     Raises:
-        UserError: A name is unknown (with the nearest known one), or a file or folder is missing.
+        UserError: A name is unknown (with the nearest known one), a file or folder is missing, or a
+            json is in an encoding that Detectron2 does not read.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -41,6 +43,11 @@ def check_datasets(names: Iterable[str]) -> None:
         json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
         if json_file and not Path(json_file).is_file():
             raise UserError(_missing(name, f"file {json_file}"))
+        if json_file and not is_plain(Path(json_file)):
+            raise UserError(
+                f"data set {name}: {json_file} is not plain UTF-8 without a byte-order mark, which"
+                " Detectron2 asks for; tools/check_dataset.py --fix writes it anew"
+            )
         for part in _LVIS_IMAGES.get(name, ("",)):
             if image_root and not Path(image_root, part).is_dir():
                 raise UserError(_missing(name, f"folder {Path(image_root, part)}"))

@@ -43,7 +43,12 @@ class CustomDataset:
 
 
 def register_custom(
-    name: str, json_file: str, image_root: str, *, reference: CustomDataset | None = None
+    name: str,
+    json_file: str,
+    image_root: str,
+    *,
+    reference: CustomDataset | None = None,
+    absolute_paths: bool = False,
 ) -> CustomDataset:
     """Check a COCO or LVIS json and register it with Detectron2's catalogs; a name may be reused.
 
@@ -57,6 +62,8 @@ def register_custom(
         image_root: folder that `file_name` (or the end of `coco_url`) is relative to.
         reference: the training set of a validation set; its categories are used, and this file's
             must be among them.
+        absolute_paths: a `file_name` may be absolute; else it must stay below ``image_root``, which
+            "../" never leaves.
 
     Raises:
         UserError: The file or an image is missing, the file is broken, an image has another size
@@ -65,7 +72,8 @@ def register_custom(
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     file = read_annotations(json_file)
-    paths = locate_images(file.images, Path(image_root), file.path)
+    root = Path(image_root)
+    paths = locate_images(file.images, root, file.path, absolute_paths=absolute_paths)
     check_image_sizes(file.images, paths, file.path)
     if file.left_out:
         _logger.warning("%s: left out %s", file.path, file.left_out)

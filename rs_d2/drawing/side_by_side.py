@@ -7,6 +7,7 @@ images have ground-truth objects: one threshold for all, where false and missed 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.structures import BoxMode, Instances
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rs_d2.coco.pixels import open_image
 from rs_d2.coco.rle import to_rle
 from rs_d2.config import architecture_of
+from rs_d2.data.mapper import BadImage, ImageMapper
 from rs_d2.drawing.painter import MaskPart, class_color, paint, paint_instances
+
+_logger = logging.getLogger(__name__)
 
 _SHORT_SIDE = 400  # smaller images are enlarged to it, in pixels
 _SHEET_CELL = 300  # height of a picture on the sheet, in pixels
@@ -68,9 +72,20 @@ def draw_images(
         folder: made if needed.
 
     Returns:
-        The files written, the overview last.
+        The files written, the overview last; empty if none of the images can be read.
     """
-    predictions = _predict(cfg, model, chosen)
+    mapper = ImageMapper(cfg, is_train=False)
+    inputs, readable = [], []
+    for entry in chosen:
+        try:
+            inputs.append(mapper(entry))
+            readable.append(entry)
+        except BadImage as error:
+            _logger.warning("%s; not drawn", error)
+    if not readable:
+        return []
+    chosen = readable
+    predictions = _predict(model, inputs, chosen)
     threshold = _threshold(predictions, sum(len(_objects(entry)) for entry in chosen))
     titles = ("ground truth", f"{architecture_of(cfg).title(cfg)}, score >= {threshold:.2f}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,17 +110,18 @@ def spread_images(dataset_dicts: Sequence[dict], count: int) -> list[dict]:
     return [candidates[round(index)] for index in indices]
 
 
-def _predict(cfg: CfgNode, model: nn.Module, dataset_dicts: Sequence[dict]) -> list[Instances]:
+def _predict(
+    model: nn.Module, inputs: Sequence[dict], dataset_dicts: Sequence[dict]
+) -> list[Instances]:
     """Run the model image by image; it pastes boxes and masks at the enlarged size."""
     if isinstance(model, DistributedDataParallel):  # the other processes take no part
         model = model.module
-    mapper = DatasetMapper(cfg, is_train=False)
     predictions = []
     with inference_context(model), torch.no_grad():
-        for entry in dataset_dicts:
+        for image, entry in zip(inputs, dataset_dicts, strict=True):
             width, height = _enlarged_size(entry)
-            inputs = {**mapper(entry), "height": height, "width": width}
-            predictions.append(model([inputs])[0]["instances"].to("cpu"))
+            enlarged = {**image, "height": height, "width": width}
+            predictions.append(model([enlarged])[0]["instances"].to("cpu"))
     return predictions
 
 
@@ -155,7 +171,7 @@ def _enlarged_size(entry: dict) -> tuple[int, int]:
 
 
 def _read_enlarged(entry: dict) -> Image.Image:
-    image = Image.fromarray(read_image(entry["file_name"], format="RGB"))
+    image = open_image(entry["file_name"]).convert("RGB")
     return image.resize(_enlarged_size(entry), Image.Resampling.BICUBIC)
 
 

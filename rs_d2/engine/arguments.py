@@ -58,6 +58,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     own.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
     own.add_argument("--val-images", metavar="DIR", help="their images; default: the json's folder")
+    own.add_argument(
+        "--absolute-paths",
+        action="store_true",
+        help="image names may be absolute; without it they stay below the image folder",
+    )
     processes = parser.add_argument_group("processes")
     processes.add_argument(
         "--num-gpus", type=positive_int, default=1, metavar="N", help="of each machine"

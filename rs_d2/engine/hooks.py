@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from rs_d2.checkpoint.files import read_checkpoint
 from rs_d2.checkpoint.metadata import read_metadata
+from rs_d2.coco.pixels import open_image
 from rs_d2.config import architecture_of
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
@@ -245,11 +247,10 @@ class TrainingImages(HookBase):
         iteration = self.trainer.iter + 1
         if iteration % self._cfg.VIS_PERIOD:
             return
-        from detectron2.data.detection_utils import read_image
-
         from rs_d2.drawing.side_by_side import draw_images
 
         folder = Path(self._cfg.OUTPUT_DIR) / "training_images" / f"{iteration:07d}"
         files = draw_images(self._cfg, self.trainer.model, self._entries, self._classes, folder)
-        picture = read_image(str(files[-1]), format="RGB").transpose(2, 0, 1)
-        self.trainer.storage.put_image("training images", picture)
+        if files:
+            picture = np.asarray(open_image(files[-1]).convert("RGB")).transpose(2, 0, 1)
+            self.trainer.storage.put_image("training images", picture)

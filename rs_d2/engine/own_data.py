@@ -18,12 +18,16 @@ OWN_TRAIN, OWN_VAL = "own_train", "own_val"
 
 
 class OwnData(NamedTuple):
-    """Json files of the user, and the folders of their images; None: the json's folder."""
+    """Json files of the user, and the folders of their images; None: the json's folder.
+
+    ``absolute_paths``: names of images may be absolute, that is anywhere on this machine.
+    """
 
     train_json: str | PathLike | None = None
     train_images: str | PathLike | None = None
     val_json: str | PathLike | None = None
     val_images: str | PathLike | None = None
+    absolute_paths: bool = False
 
     @classmethod
     def of(cls, args: Any) -> OwnData:
@@ -60,7 +64,13 @@ class OwnData(NamedTuple):
             if json_file:
                 folder = str(images or Path(json_file).parent)
                 reference = datasets.get(OWN_TRAIN)
-                datasets[name] = register_custom(name, str(json_file), folder, reference=reference)
+                datasets[name] = register_custom(
+                    name,
+                    str(json_file),
+                    folder,
+                    reference=reference,
+                    absolute_paths=bool(self.absolute_paths),
+                )
         return datasets
 
 

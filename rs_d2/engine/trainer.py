@@ -28,6 +28,7 @@ from torch import nn
 
 from rs_d2.criterion.balancing import set_epochs
 from rs_d2.data import build_train_sampler
+from rs_d2.data.mapper import ImageMapper
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
 from rs_d2.engine.hooks import KeepBest, build_statistics_hooks
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
@@ -173,8 +174,11 @@ class RSTrainer(DefaultTrainer):
         except AssertionError as error:
             raise UserError(f"DATASETS.TRAIN: {error}") from error
         sampler = build_train_sampler(cfg, dataset_dicts)
+        mapper = ImageMapper(cfg, is_train=True, num_images=len(dataset_dicts))
         try:
-            loader = build_detection_train_loader(cfg, dataset=dataset_dicts, sampler=sampler)
+            loader = build_detection_train_loader(
+                cfg, dataset=dataset_dicts, mapper=mapper, sampler=sampler
+            )
             loader.num_images = len(dataset_dicts)
             return loader
         except ValueError as error:
@@ -185,7 +189,10 @@ class RSTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> LoaderWithBar:
         """Detectron2's loader with a bar."""
-        return LoaderWithBar(build_detection_test_loader(cfg, dataset_name), dataset_name)
+        mapper = ImageMapper(cfg, is_train=False)
+        return LoaderWithBar(
+            build_detection_test_loader(cfg, dataset_name, mapper=mapper), dataset_name
+        )
 
     @classmethod
     def build_evaluator(

@@ -9,9 +9,11 @@ from os import PathLike
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from rs_d2.coco.pixels import open_image
 
 ImageLike = str | PathLike | Image.Image | np.ndarray
 
@@ -35,11 +37,7 @@ def read(image: ImageLike, pixel_format: str) -> np.ndarray:
                 f"an image is uint8 [H, W, 3] in BGR, not {image.dtype} {list(image.shape)}"
             )
         return image if pixel_format == "BGR" else image[:, :, ::-1]
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as opened:
-            opened.load()
-            image = opened
-    pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = np.asarray(open_image(image).convert("RGB"))
     return pixels[:, :, ::-1] if pixel_format == "BGR" else pixels
 
 
@@ -67,7 +65,7 @@ def size_of_test(size: tuple[int, int], min_size: int, max_size: int) -> tuple[i
     if max(height, width) > max_size:
         scale = max_size / max(height, width)
         height, width = height * scale, width * scale
-    return int(height + 0.5), int(width + 0.5)
+    return max(1, int(height + 0.5)), max(1, int(width + 0.5))
 
 
 def scale_boxes(boxes: Tensor, found_in: tuple[int, int], size: tuple[int, int]) -> Tensor:

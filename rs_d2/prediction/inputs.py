@@ -134,8 +134,10 @@ def _expand(given: str, output: Path) -> Iterator[tuple[Path, PurePath]]:
             hidden = any(part.startswith(".") for part in name.parts)  # as patterns have it
             if not hidden and _is_image(file) and not is_output(file):
                 yield file, name
-    elif path.exists():
+    elif path.is_file():
         yield path, PurePath(path.name)
+    elif path.exists():
+        raise UserError(f"INPUT: {given} is neither a regular file nor a folder")
     elif glob.has_magic(given):
         is_output = _below(output, _fixed_part(given))
         for file in map(Path, sorted(glob.glob(given, recursive=True))):

@@ -12,12 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import (
-    _apply_exif_orientation,
-    build_augmentation,
-    convert_PIL_to_numpy,
-    read_image,
-)
+from detectron2.data.detection_utils import build_augmentation, convert_PIL_to_numpy
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -26,9 +21,11 @@ from PIL import Image
 from rs_d2.checkpoint.files import read_checkpoint
 from rs_d2.checkpoint.loading import load_for_evaluation, training_classes
 from rs_d2.checkpoint.metadata import CheckpointMetadata, read_metadata
+from rs_d2.coco.pixels import open_image
 from rs_d2.config import lookup, num_classes_key, score_thresh_key
 from rs_d2.config.check import check_config
 from rs_d2.config.load import config_from_text, find_config, load_config, merge_pairs
+from rs_d2.data.mapper import keep_a_pixel
 from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.errors import UserError
 
@@ -108,7 +105,7 @@ class Predictor:
         Args:
             image: path; PIL image; or uint8 array [H, W, 3] in BGR, as ``cv2.imread`` gives it and
                 Detectron2's ``DefaultPredictor`` takes it. Paths and PIL images may be of any mode
-                and are turned as their EXIF entry says.
+                and are turned as their EXIF entry says; 16 bits become 8.
 
         Returns:
             On the CPU, sorted by score: ``pred_boxes`` (XYXY, pixels of the image), ``scores``,
@@ -149,7 +146,8 @@ class InputMaker:
         if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}' is neither BGR nor RGB")
         self._format = cfg.INPUT.FORMAT
-        self._augmentations = AugmentationList(build_augmentation(cfg, is_train=False))
+        augmentations = build_augmentation(cfg, is_train=False)
+        self._augmentations = AugmentationList([*map(keep_a_pixel, augmentations)])
 
     def __call__(self, image: ImageLike) -> dict[str, Any]:
         """The model's input: ``image``, a tensor [3, h, w], and ``height``, ``width`` of before."""
@@ -159,9 +157,7 @@ class InputMaker:
         """Pixels [H, W, 3] in the model's channel order; see :meth:`Predictor.__call__`."""
         if isinstance(image, np.ndarray):
             return self.from_bgr(image)
-        if isinstance(image, Image.Image):
-            return convert_PIL_to_numpy(_apply_exif_orientation(image), self._format)
-        return read_image(str(image), self._format)
+        return convert_PIL_to_numpy(open_image(image), self._format)
 
     def from_bgr(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels [H, W, 3] of an array in BGR in the model's channel order."""

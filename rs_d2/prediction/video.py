@@ -89,6 +89,8 @@ class VideoFrames:
         except ImportError as error:
             raise UserError(f"INPUT: {given} needs OpenCV (pip install opencv-python)") from error
         webcam = _WEBCAM.fullmatch(given)
+        if Path(given).is_fifo():
+            raise UserError(f"INPUT: {given} is a pipe; write its content to a file")
         self._is_live = webcam is not None
         self._capture = cv2.VideoCapture(int(webcam[1] or 0) if webcam else given)
         if not self._capture.isOpened():

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor
 from pycocotools import mask as mask_util
 
+from rs_d2.coco.image_files import is_inside
+from rs_d2.coco.pixels import open_image
 from rs_d2.drawing.painter import paint
 from rs_d2.evaluation.evaluate import Evaluation
 
@@ -98,10 +100,11 @@ def _read(name: str, image_root: Path | None) -> Image.Image | None:
     if image_root is None or not name:
         return None
     parts = Path(name).parts
-    for path in (image_root / name, image_root.joinpath(*parts[-2:]), image_root / parts[-1]):
+    names = (name, str(Path(*parts[-2:])), parts[-1])
+    for path in (image_root / name for name in names if is_inside(name)):
         if path.is_file():
             try:
-                return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-            except OSError:
+                return open_image(path).convert("RGB")
+            except Exception:  # whatever a broken file makes its decoder raise
                 return None
     return None

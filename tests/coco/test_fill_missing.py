@@ -48,6 +48,30 @@ def test_what_evaluation_reads_is_filled_in(save):
     assert evaluation_json(file, file.categories) == path
 
 
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:50], lambda data: b"x"])
+def test_a_copy_that_is_damaged_is_made_anew(save, damage):
+    file = read_annotations(save(coco(), "train.json.gz"))
+    path = evaluation_json(file, file.categories)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    reading._in_memory.clear()
+    assert evaluation_json(file, file.categories) == path
+    assert path.read_bytes() == whole
+    assert read_annotations(path).content == coco()
+
+
+@pytest.mark.parametrize("size", [0, 10, 74, 90])
+def test_a_damaged_prepared_file_is_not_read(save, cache, size):
+    path = save(coco())
+    read_annotations(path)
+    (prepared,) = cache.glob("*.prepared")
+    whole = prepared.read_bytes()
+    prepared.write_bytes(whole[:size])
+    reading._in_memory.clear()
+    assert read_annotations(path).content == coco()
+    assert prepared.read_bytes() == whole
+
+
 def test_the_area_of_a_box_stands_in_where_there_are_no_masks(save):
     boxes = [
         {k: v for k, v in annotation(i).items() if k not in ("segmentation", "area")}

@@ -96,6 +96,9 @@ def test_a_missing_set_names_the_path_and_the_help(tmp_path):
             check_datasets([name])
         (tmp_path / "images").mkdir()
         check_datasets([name])
+        json_file.write_bytes("{}".encode("utf-16"))
+        with pytest.raises(UserError, match=f"{json_file} is not plain UTF-8"):
+            check_datasets([name])
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

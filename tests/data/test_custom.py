@@ -167,6 +167,23 @@ def test_missing_images_are_named_and_counted(tiny):
     assert "own" not in DatasetCatalog
 
 
+def test_an_empty_image_is_named(tiny):
+    json_file, root = tiny()
+    (Path(root) / "sub" / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train.json: image 1: .*a.png is empty$"):
+        register_custom("own", json_file, root)
+
+
+def test_images_elsewhere_are_read_only_if_asked_for(tiny, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "b.png")
+    images = [{"id": 1, "file_name": str(tmp_path / "b.png"), "width": 64, "height": 48}]
+    files = tiny(images=images)
+    with pytest.raises(UserError, match="expected a name below the image folder"):
+        register_custom("own", *files)
+    register_custom("own", *files, absolute_paths=True)
+    assert DatasetCatalog.get("own")[0]["file_name"] == str(tmp_path / "b.png")
+
+
 def test_a_missing_image_folder_is_named(tiny):
     json_file, root = tiny()
     with pytest.raises(UserError, match=f"its image folder {root}x does not exist"):

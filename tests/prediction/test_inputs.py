@@ -1,5 +1,6 @@
 """Which images an input stands for, under which names, and how they are read."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,14 @@ def test_an_input_without_images_is_named(tree, given, problem):
     (tree / "empty").mkdir()
     with pytest.raises(UserError, match=f"^INPUT: .*{given.lstrip('*')}:? {problem}"):
         find_images([str(tree / given)], tree / "out")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tree):
+    os.mkfifo(tree / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe.jpg is neither a regular file nor a folder"):
+        find_images([str(tree / "pipe.jpg")], tree / "out")
+    with pytest.raises(UserError, match=r"INPUT: .*pipe.jpg\*: no image found"):
+        find_images([str(tree / "pipe.jpg*")], tree / "out")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -1,6 +1,7 @@
 """What is a video, how its frames are read, and how they are read ahead."""
 
 import builtins
+import os
 import sys
 import threading
 import time
@@ -29,6 +30,13 @@ def prepare():
 )
 def test_videos_and_webcams_are_told_from_images(given, expected):
     assert is_video(given) == expected
+
+
+def test_a_pipe_is_no_video(tmp_path, prepare):
+    pytest.importorskip("cv2")
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a.mp4 is a pipe"):
+        VideoFrames(str(tmp_path / "a.mp4"), prepare, 1, False)
 
 
 def write_video(path, count=5):

@@ -18,7 +18,7 @@ from rs_d2.evaluation import detections_from, evaluate_detections, ground_truth_
 from rs_d2.report.class_counts import count_objects, counts_of_metadata
 from rs_d2.report.page import report_html, write_report
 from rs_d2.report.per_class import COLUMNS, per_class_rows, write_per_class
-from rs_d2.report.worst_images import worst_images
+from rs_d2.report.worst_images import _read, worst_images
 
 HOSTILE = (
     "<script>document.title = 'script'</script>",
@@ -212,3 +212,17 @@ def test_pictures_are_drawn_on_the_images_that_are_there(tmp_path):
     assert report_html(title, "model", tmp_path) != blank
     (tmp_path / "1.png").write_text("no image")
     assert report_html(title, "model", tmp_path).count("data:image/jpeg") == 6
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "{}/secret.png", ".."])
+def test_no_image_outside_the_folder_is_shown(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "secret.png")
+    assert _read(name.format(tmp_path), tmp_path / "images") is None
+    Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
+    assert _read("http://host/x/a.png", tmp_path / "images").size == (8, 6)
+
+
+def test_images_of_16_bits_are_shown_scaled(tmp_path):
+    Image.fromarray(np.full((6, 8), 25700, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert _read("a.png", tmp_path).getpixel((0, 0)) == (100, 100, 100)

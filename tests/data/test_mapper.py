@@ -1,0 +1,138 @@
+"""Images that cannot be read, are of another size than stated, or extremely long."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from rs_d2 import add_rs_config
+from rs_d2.config.check import check_choices
+from rs_d2.data.mapper import BadImage, ImageMapper
+from rs_d2.utils.errors import UserError
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (48,), 48
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = 96
+    return cfg
+
+
+def entry(path, width=64, height=48):
+    box = {"bbox": [5.0, 5, 20, 10], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    note = {**box, "segmentation": [[5.0, 5, 25, 5, 25, 15]], "iscrowd": 0}
+    names = {"file_name": str(path), "image_id": path.stem, "width": width, "height": height}
+    return {**names, "annotations": [note]}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Dicts of a good image and of one for each way to be broken, by their names."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("good.png", "cut.png", "cut.jpg", "flipped.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    for name in ("cut.png", "cut.jpg"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+    data = bytearray((tmp_path / "flipped.png").read_bytes())
+    data[41:45] = b"\0" * 4
+    (tmp_path / "flipped.png").write_bytes(data)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    names = [path.name for path in tmp_path.iterdir()] + ["missing.png"]
+    return {name: entry(tmp_path / name) for name in names}
+
+
+BROKEN = ["cut.png", "cut.jpg", "flipped.png", "empty.png", "text.jpg", "folder.png", "small.png"]
+
+
+def test_a_good_image_gives_what_detectron2_gives(cfg, files):
+    cfg.INPUT.RANDOM_FLIP = "none"
+    for is_train in (True, False):
+        ours = ImageMapper(cfg, is_train)(files["good.png"])
+        theirs = DatasetMapper(cfg, is_train)(files["good.png"])
+        assert ours.keys() == theirs.keys()
+        assert (ours["image"] == theirs["image"]).all()
+    assert files["good.png"] == entry(Path(files["good.png"]["file_name"]))  # is not changed
+
+
+@pytest.mark.parametrize("name", [*BROKEN, "missing.png"])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_a_broken_image_is_named_in_one_line(cfg, files, name, is_train):
+    cfg.DATALOADER.ON_BAD_IMAGE = "error"
+    with pytest.raises(BadImage) as error:
+        ImageMapper(cfg, is_train)(files[name])
+    assert str(error.value).startswith(f"{files[name]['file_name']} cannot be read")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_in_training_it_is_skipped_and_counted(cfg, files, caplog):
+    mapper = ImageMapper(cfg, is_train=True, num_images=9)
+    with caplog.at_level(logging.WARNING, logger="rs_d2"):
+        assert [mapper(files[name]) for name in BROKEN] == [None] * len(BROKEN)
+    assert mapper.skipped == len(BROKEN)
+    assert caplog.messages[1].startswith(f"{files['cut.jpg']['file_name']} cannot be read (")
+    assert caplog.messages[1].endswith("; skipped (2 so far)")
+
+
+def test_an_evaluation_skips_nothing(cfg, files):
+    assert cfg.DATALOADER.ON_BAD_IMAGE == "skip"
+    with pytest.raises(BadImage):
+        ImageMapper(cfg, is_train=False)(files["cut.png"])
+
+
+def batches(cfg, dicts, num_workers, count):
+    mapper = ImageMapper(cfg, is_train=True, num_images=len(dicts))
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    loader = iter(build_detection_train_loader(cfg, mapper=mapper, dataset=dicts))
+    return mapper, [next(loader)[0]["image_id"] for _ in range(count)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loader_takes_another_image(cfg, files, num_workers):
+    dicts = [files[name] for name in ("good.png", "cut.png")]
+    mapper, ids = batches(cfg, dicts, num_workers, 6)
+    assert ids == ["good"] * 6
+    assert mapper.skipped >= 2  # of all processes
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("choice", "names"), [("error", ["cut.png"]), ("skip", BROKEN)])
+def test_a_worker_names_what_ends_the_training(cfg, files, num_workers, choice, names):
+    cfg.DATALOADER.ON_BAD_IMAGE = choice
+    with pytest.raises(UserError) as error:
+        batches(cfg, [files[name] for name in names], num_workers, 1)
+    assert " cannot be read" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert str(error.value).startswith(str(Path(files["good.png"]["file_name"]).parent))
+
+
+def test_the_key_has_two_values(cfg):
+    cfg.DATALOADER.ON_BAD_IMAGE = "ignore"
+    with pytest.raises(UserError, match=r"DATALOADER.ON_BAD_IMAGE: 'ignore' is not one of skip, e"):
+        check_choices(cfg)
+
+
+@pytest.mark.parametrize("size", [(8000, 20), (20, 8000)])
+def test_an_extreme_aspect_keeps_a_pixel(cfg, tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "long.png")
+    for is_train in (True, False):
+        image = ImageMapper(cfg, is_train)(entry(tmp_path / "long.png", *size))["image"]
+        assert sorted(image.shape) == [1, 3, 96]
+
+
+def test_16_bits_are_trained_on_in_8(cfg, tmp_path):
+    values = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image = ImageMapper(cfg, is_train=True)(entry(tmp_path / "deep.png"))["image"]
+    assert 120 < image.float().mean() < 135
