@@ -112,11 +112,7 @@ def test_a_run_from_its_own_config_leaves_it_as_it_is(folder):
     keys = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", "out", "SOLVER.MAX_ITER", "7"]
     for name in ("out/config.yaml", "twin.yaml"):
         args = engine.parse_args(["--config-file", name, "--eval-only", *keys])
-        cfg, notes = engine.prepare(
-            "",
-            [*keys, "MODEL.ROI_HEADS.NUM_CLASSES", "30", "DATASETS.TEST", "('digits_val',)"],
-            eval_only=True,
-        )
+        cfg, notes = engine.prepare("tiny.yaml", keys)
         try:
             start_process(cfg, args, notes)
         finally:
