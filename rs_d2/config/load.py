@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from rs_d2.config import add_rs_config
+from rs_d2.config import add_rs_config, lookup
 from rs_d2.config.yaml_files import SafeCfgNode, parse_yaml, read_config_file
 from rs_d2.utils.errors import UserError, did_you_mean
 from rs_d2.utils.folders import config_dir
@@ -128,5 +128,12 @@ def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
     if unknown := _UNKNOWN_KEY.search(text):
         return f"{unknown[1]} is not a config key{did_you_mean(unknown[1], _keys(cfg))}"
     if wrong := _WRONG_TYPE.search(text):
-        return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
-    return f"{culprit} is not valid: {text}"
+        new, old = (_shorten(wrong[name], 80) for name in ("new", "old"))
+        if isinstance(lookup(cfg, wrong["key"]), CfgNode):
+            return f"{wrong['key']}: {new} is no mapping, but this key holds others"
+        return f"{wrong['key']}: {new} is not of the type of its default, {old}"
+    return f"{culprit} is not valid: {_shorten(text, 500)}"
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
