@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import sys
 import tarfile
 from functools import partial
@@ -207,6 +208,44 @@ def test_what_is_shared_a_thousand_fold_is_read_once(tmp_path):
     assert list(read_pickle(tmp_path / "x.pkl")) == ["w"]
 
 
+HOSTILE = {
+    "memo of 34 GB": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "text of 2 ** 60 bytes": b"\x80\x04\x8d" + (2**60).to_bytes(8, "little") + b"x.",
+    "frame of 2 ** 62 bytes": b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"}.",
+    "persistent id": b"\x80\x02}Q.",
+    "extension": b"\x80\x02\x82\x01.",
+    "attribute of a class": b"cnumpy\nndarray\n(NU\x0c__setstate__ccollections\nOrderedDict\ndtb.",
+    "method by its name": b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.",
+    "builtin": b"c__builtin__\neval\n(S'1'\ntR.",
+    "new object": b"\x80\x02cnumpy\nndarray\nK\x01\x85\x81.",
+    "array of 10 ** 15": b"cnumpy\nndarray\n(L1000000000000000L\ntR.",
+    "long integer": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
+    "nested lists": b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
+    "text in another codec": b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.",
+    "instance": b"(inumpy.testing\nrundocs\n.",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_pickles_cost_no_trace_and_no_memory(content, tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        assert plain(read_pickle(path))
+    except UserError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017, either is right
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    path.write_bytes(pickle.dumps({"w": np.ones(3)}))
+    assert np.array_equal(read_pickle(path)["w"], np.ones(3))  # nothing of it outlives the file
+
+
+def plain(content):
+    """Whether there is nothing but plain types in it."""
+    inner = [*content, *content.values()] if isinstance(content, dict) else content
+    return all(map(plain, inner)) if isinstance(inner, list) else type(inner) in (int, str, bytes)
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_arrays_of_a_pickle_are_those_that_were_written(protocol, tmp_path):
     arrays = [
@@ -347,6 +386,14 @@ def test_a_broken_config_is_one_line(text, culprit, tmp_path):
     with pytest.raises(UserError, match=culprit) as error:
         load_config(str(tmp_path / "x.yaml"), [])
     assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("base", ["/dev/zero", "/proc/self/mem", "pipe", "."])
+def test_a_base_that_would_never_end_is_refused(base, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "x.yaml").write_text(f"_BASE_: {base}")
+    with pytest.raises(UserError, match=r"is no regular file|cannot be read"):
+        load_config(str(tmp_path / "x.yaml"), [])
 
 
 @pytest.mark.parametrize("text", ["x" * 5, b"\xff\xfe\x00", "ab\0c"], ids=["none", "bytes", "zero"])

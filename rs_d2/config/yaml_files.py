@@ -107,6 +107,8 @@ def read_config_file(path: str, including: tuple[str, ...] = ()) -> dict[str, An
     if identity in including:
         loop = " -> ".join(map(os.path.basename, chain[including.index(identity) :]))
         raise UserError(f"{path} includes itself by {BASE_KEY} ({loop})")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or device might never end
+        raise UserError(f"{path} is no regular file")
     try:
         with CfgNode._open_cfg(path) as file:
             content = parse_yaml(file.read(), path)
