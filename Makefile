@@ -1,13 +1,14 @@
 # make env    a working .venv in this checkout (dev/env/make_env.py says what it does)
 # make demo   train and evaluate RS-Mask R-CNN on the digits set, on the CPU
 # make test   all tests       make lint   style       make clean   remove what can be made again
+# make fuzz   the tests of properties with 10,000 examples each, hours; make test has 200
 #
 # PYTHON=...   Python 3.10 to 3.12 to build .venv with     INSTALLER=uv   install with uv, not pip
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: env demo test lint clean
+.PHONY: env demo test fuzz lint clean
 
 env:
 	@$(PYTHON) dev/env/make_env.py
@@ -17,6 +18,9 @@ demo: env
 
 test: env
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -q
+
+fuzz: env
+	RS_D2_FUZZ=nightly OMP_NUM_THREADS=1 $(RUN) -m pytest --timeout 0 -q tests/fuzz tests/losses tests/targets
 
 lint: env
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Package metadata; pyproject.toml configures the tools, requirements.txt has the exact pins."""
+"""Package metadata; pyproject.toml configures the tools, requirements.in has the exact pins."""
 
 import re
 from pathlib import Path

@@ -10,11 +10,22 @@ os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
 
 torch.set_num_threads(1)
+
+# RS_D2_FUZZ=nightly, as `make fuzz` sets it: many more examples, others each time.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "ci", max_examples=200, derandomize=True, deadline=None, suppress_health_check=_SLOW
+)
+settings.register_profile(
+    "nightly", max_examples=10_000, deadline=None, print_blob=True, suppress_health_check=_SLOW
+)
+settings.load_profile(os.environ.get("RS_D2_FUZZ", "ci"))
 
 
 def shared(path: str) -> Path:

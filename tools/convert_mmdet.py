@@ -31,6 +31,7 @@ from rs_d2.utils.cli import ProgramParser, check_pairs, run_program
 from rs_d2.utils.d2_compat import require_detectron2, silence_torch
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import config_dir
+from rs_d2.utils.outputs import check_outputs
 
 _WRAPPER = "module."  # of a model that was saved in its distributed wrapper
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
     cfg, _ = load_config(find_config(args.config_file), args.opts)
     check_config(cfg)
-    _check_target(args.source, args.target)
+    _check_target(args)
     image = None if args.check is None else _read_image(args.check, cfg)
     content = read_checkpoint(args.source)
     state = _state(content, args.source, args.to_mmdet)
@@ -84,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(lambda: run(parse_args(argv)))
 
 
-def _check_target(source: Path, target: Path) -> None:
+def _check_target(args: argparse.Namespace) -> None:
+    target = args.target
     if not target.parent.is_dir():
         raise UserError(f"{target}: the folder {target.parent} does not exist")
     if target.is_dir():
         raise UserError(f"{target} is a folder")
-    if target.exists() and source.exists() and target.samefile(source):
-        raise UserError(f"{target} would overwrite the file that is read")
+    check_outputs((args.source, args.config_file, args.check), [("OUT.pth", target)])
 
 
 def _read_image(path: str, cfg: Any) -> Any:

@@ -29,6 +29,7 @@ from rs_d2.utils.cli import ProgramParser, positive_int, run_program
 from rs_d2.utils.d2_compat import require_detectron2
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import make_folder
+from rs_d2.utils.outputs import check_outputs
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from rs_d2.report.class_counts import count_objects
     from rs_d2.report.per_class import write_per_class
 
+    check_outputs((args.gt, args.results, args.train_gt), _outputs(args))
     truth = read_ground_truth(args.gt, args.format)
     if args.format == "lvis" and truth.known is None:
         print(f"{args.gt}: no neg_category_ids, taken as annotated throughout", file=sys.stderr)
@@ -100,6 +102,15 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn what a user can mend into one line."""
     return run_program(lambda: run(parse_args(argv)))
+
+
+def _outputs(args: argparse.Namespace) -> list[tuple[str, Path | None]]:
+    """Every file that is written, and the option that asks for it."""
+    named = [("--output", args.output), ("--per-class", args.per_class)]
+    if args.report is None:
+        return named
+    report = ("report.html", f"per_class_{args.iou_type}.csv")
+    return named + [("--report", args.report / name) for name in report]
 
 
 def _show(engine: str, summary: dict[str, float]) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 from rs_d2.utils.cli import ProgramParser, check_pairs, run_program
 from rs_d2.utils.d2_compat import require_detectron2, silence_torch
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.outputs import check_outputs
 
 _SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".export.pth"}
 _NOISE_SHAPE = (480, 640, 3)
@@ -91,8 +92,7 @@ def _check_output(args: argparse.Namespace) -> None:
         raise UserError(f"--output: {args.output} must end in {suffix}")
     if not args.output.parent.is_dir():
         raise UserError(f"--output: the folder {args.output.parent} does not exist")
-    if args.output.resolve() == args.weights.resolve():
-        raise UserError(f"--output: {args.output} would overwrite the weights")
+    check_outputs((args.weights, args.config_file, args.image), [("--output", args.output)])
 
 
 def _show(path: Path, rows: Sequence[Any]) -> None:

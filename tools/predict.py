@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an insta
 from rs_d2.utils.cli import ProgramParser, check_pairs, positive_int, run_program
 from rs_d2.utils.d2_compat import require_detectron2, silence_torch
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.outputs import check_outputs
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+")  # of a config
 
@@ -78,12 +79,15 @@ def run(args: argparse.Namespace) -> int:
     require_detectron2()
     from rs_d2.prediction.inputs import find_images
     from rs_d2.prediction.predictor import Predictor
+    from rs_d2.prediction.result_files import INDEX, RESULTS
     from rs_d2.prediction.runner import predict_images
     from rs_d2.prediction.video import is_video, predict_video
 
     silence_torch()
     video = _only_video(args, is_video)
     files = [] if video else find_images(args.inputs, args.output)
+    read = [*(file.path for file in files), args.weights, args.config_file, args.gt_json]
+    check_outputs(read, [("--output", args.output / name) for name in (RESULTS, INDEX)])
     device = dict(zip(args.opts[0::2], args.opts[1::2], strict=True)).get("MODEL.DEVICE")
     predictor = Predictor(
         args.weights,
@@ -134,10 +138,8 @@ def _ids(args: argparse.Namespace, predictor: Any, files: Sequence[Any]) -> Any:
     if args.gt_json is None:
         return None
     from rs_d2.coco.json_files import read_json
-    from rs_d2.prediction.inputs import check_targets
-    from rs_d2.prediction.result_files import INDEX, RESULTS, ids_of_ground_truth
+    from rs_d2.prediction.result_files import ids_of_ground_truth
 
-    check_targets([args.gt_json], [args.output / name for name in (RESULTS, INDEX)])
     paths = [file.path for file in files]
     return ids_of_ground_truth(read_json(args.gt_json), str(args.gt_json), predictor, paths)
 

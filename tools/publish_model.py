@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
     from rs_d2.model_zoo.publish import measurement, write_published
 
     cfg, about, state = _checked(args)
-    path = write_published(state, about, args.folder, args.name)
+    read = (args.checkpoint, args.config_file, args.metrics)
+    path = write_published(state, about, args.folder, args.name, inputs=read)
     config = args.name if args.name in list_models() else Path(args.config_file or args.name).stem
     row = measurement(cfg, about, f"{config}.yaml")
     print(f"| {' | '.join((config, *row[1:]))} |")

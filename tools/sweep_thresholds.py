@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an insta
 from rs_d2.utils.cli import ProgramParser, check_pairs, run_program
 from rs_d2.utils.d2_compat import require_detectron2
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.outputs import check_outputs
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +69,10 @@ def run(args: argparse.Namespace) -> None:
     from rs_d2.checkpoint.loading import load_for_evaluation
     from rs_d2.config import score_thresh_key
 
+    files = [("--output", path) for path in sweep.sweep_files(args.output).values()]
+    files += [("--output", args.output / name) for name in engine.RUN_FILES]
+    files += [("--per-class", args.per_class)]
+    check_outputs((args.config_file, args.weights, args.val_json), files)
     opts = [*args.opts, "MODEL.WEIGHTS", args.weights, "OUTPUT_DIR", str(args.output)]
     cfg, notes = engine.prepare(args.config_file, opts, engine.OwnData.of(args), eval_only=True)
     engine.start_process(cfg, args, notes)

@@ -7,7 +7,6 @@ model runs once for its detections. Then it runs at every threshold for its time
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ from rs_d2.engine.trainer import RSTrainer
 from rs_d2.evaluation import build_evaluator
 from rs_d2.evaluation.evaluate import Evaluation, evaluate_detections
 from rs_d2.evaluation.evaluator import ArrayEvaluator
+from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.csv_files import write_csv
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 0.1, 0.4, 0.6, 0.8)  # those of the published table
 
@@ -137,16 +138,18 @@ def main_metric(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]], **about: Any) -> dict[str, Path]:
     """Write ``sweep.csv``, ``sweep.json`` (rows and ``about``) and ``sweep.png`` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"sweep.{kind}" for kind in ("csv", "json", "png")}
-    with paths["csv"].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({name: _number(value) for name, value in row.items()} for row in rows)
+    paths = sweep_files(folder)
     plain = [{name: _number(value) for name, value in row.items()} for row in rows]
-    paths["json"].write_text(json.dumps({**about, "rows": plain}, indent=2) + "\n")
+    write_csv(paths["csv"], list(rows[0]), plain)
+    with atomic_write(paths["json"], "w") as file:
+        file.write(json.dumps({**about, "rows": plain}, indent=2) + "\n")
     _draw(rows, paths["png"])
     return paths
+
+
+def sweep_files(folder: Path) -> dict[str, Path]:
+    """What :func:`write_sweep` writes, by kind."""
+    return {kind: folder / f"sweep.{kind}" for kind in ("csv", "json", "png")}
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

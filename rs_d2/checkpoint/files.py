@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import pickle
 import re
+import tarfile
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 
-_HARMLESS = {  # what arrays are pickled with; "numpy." is left out
-    ("core.multiarray", "_reconstruct"),
-    ("core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-}
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # torch's word for a class that is not on its list
 
 
@@ -42,6 +37,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist" if not Path(path).exists() else f"{path}: no file")
     try:
+        _refuse_tar(path)
         mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 are not
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -60,31 +56,122 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def check_pickle(path: str | Path) -> None:
-    """Make sure that reading a pickle, as Detectron2's model zoo has them, runs no code.
+def read_pickle(path: str | Path) -> dict[Any, Any]:
+    """Content of a pickle of arrays, as Detectron2's model zoo and proposal files are.
+
+    No function that the file names is called, NumPy's own included: with a data type of its choice
+    a file could make an array of it read any address. Arrays are built here, of plain numbers and
+    texts only.
 
     Raises:
         UserError: The file is missing, no pickle, or holds more than arrays and plain types.
     """
     try:
         with open(path, "rb") as file:
-            _ArraysOnly(file, encoding="latin1").load()
+            content = _built(_ArraysOnly(file, encoding="latin1").load(), {})
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a file that is no pickle makes its reader raise
-        raise UserError(f"{path} is not a checkpoint") from error
+        raise UserError(f"{path} is not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a checkpoint (it holds a {type(content).__name__})")
+    return content
 
 
-class _ArraysOnly(pickle.Unpickler):
+def _refuse_tar(path: str | Path) -> None:
+    """Refuse the format of torch before 0.1.10, which torch up to 2.5 reads without its checks."""
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
+    if not is_zip and tarfile.is_tarfile(path):
+        raise UserError(
+            f"{path} is a tar file of a very old torch: refused, since it could run code"
+        )
+
+
+class _DataType:
+    """A NumPy data type in a pickle: numbers of one kind or texts, no fields and no objects."""
+
+    _PLAIN = re.compile(r"[<>=|]?[?biufcSU]\d*")
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if not isinstance(name, str) or self._PLAIN.fullmatch(name) is None:
+            raise pickle.UnpicklingError(f"holds arrays of the type {name!r}: refused")
+        self.value = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, byte_order, *structure = state[:5]
+        if any(part is not None for part in structure):
+            raise pickle.UnpicklingError("holds arrays of a composed type: refused")
+        self.value = self.value.newbyteorder(byte_order)
+
+
+class _Array:
+    """An array in a pickle, before it is built."""
+
+    value: Any = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, in_columns, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
+        array = np.frombuffer(data, kind.value).reshape(shape, order="F" if in_columns else "C")
+        self.value = array.copy(order="K")  # one that can be written
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(kind: _DataType, data: bytes | str) -> Any:
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, kind.value, count=1)[0]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"holds text in {encoding}: refused")
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {  # for what arrays are pickled with; "numpy." left out
+    ("core.multiarray", "_reconstruct"): _reconstruct,
+    ("core.multiarray", "scalar"): _scalar,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DataType,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): lambda: b"",  # protocols 0 to 2 write no bytes that way
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """In Python: for an index of 2 ** 31, the one in C fills a table of 34 GB."""
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module.removeprefix("numpy.").replace("_core", "core"), name) in _HARMLESS:
-            return super().find_class(module, name)
+        key = (module.removeprefix("numpy.").replace("_core", "core"), name)
+        if key in _STAND_INS:
+            return _STAND_INS[key]
         raise pickle.UnpicklingError(
             f"holds {module}.{name}, more than arrays and plain types: refused, since reading it"
             " could run code"
         )
+
+
+def _built(content: Any, done: dict[int, Any]) -> Any:
+    """The content with arrays in place of what stood for them; each object is visited once."""
+    if id(content) in done:
+        return done[id(content)]
+    built = content
+    if isinstance(content, dict):
+        built = done[id(content)] = {}
+        built.update((name, _built(value, done)) for name, value in content.items())
+    elif isinstance(content, (list, tuple)):
+        built = type(content)(_built(value, done) for value in content)
+    elif isinstance(content, (_Array, _DataType)):
+        built = content.value
+    done[id(content)] = built
+    return built
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:

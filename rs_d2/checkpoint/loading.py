@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from rs_d2.checkpoint.files import read_checkpoint, read_pickle
 from rs_d2.checkpoint.torchvision import torchvision_resnet
 from rs_d2.utils.errors import UserError
 
@@ -41,21 +42,20 @@ class RSCheckpointer(DetectionCheckpointer):
         self._content = content
         try:
             return super().load(path, *args, **kwargs)
-        except OSError as error:
+        except (OSError, AssertionError) as error:  # the second if a file is not there
             advice = "; fetch it elsewhere and give its path" if "://" in path else ""
             raise UserError(f"MODEL.WEIGHTS: {path} cannot be read ({error}){advice}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        # Not Detectron2's method, which executes what a pickle asks for.
         try:
-            if self._content is None:
-                loaded = super()._load_file(filename)
-            else:  # a copy, since loading takes entries out
-                loaded = {"model": self._content, **self._content}
+            loaded = _read(filename) if self._content is None else self._content
+            loaded = {"model": loaded, **loaded}  # a copy, since loading takes entries out
             names = set(loaded["model"])
             resnet = torchvision_resnet(loaded["model"])
-        except OSError:
-            raise
-        except Exception as error:  # whatever a file that is no checkpoint makes its reader raise
+        except UserError as error:
+            raise UserError(f"MODEL.WEIGHTS: {error}") from error
+        except (TypeError, AttributeError, KeyError) as error:  # no mapping of names
             raise _not_a_checkpoint(filename, type(error).__name__) from error
         if not all(isinstance(name, str) for name in names):
             raise _not_a_checkpoint(filename, "no named tensors")
@@ -113,6 +113,22 @@ def load_for_evaluation(
             f"MODEL.WEIGHTS: {name} is {stored} but {wanted} in this model; was it trained with"
             " other classes or another config?"
         )
+
+
+def _read(filename: str) -> dict[str, Any]:
+    """The forms that Detectron2 knows: its own, and those of Caffe2 and pycls, to be renamed."""
+    if filename.endswith(".pkl"):
+        content = read_pickle(filename)
+        if "model" in content and "__author__" in content:
+            return content
+        author, state, unused = "Caffe2", content.get("blobs", content), "_momentum"
+    else:
+        content = read_checkpoint(filename)
+        if not filename.endswith(".pyth"):
+            return content
+        author, state, unused = "pycls", content["model_state"], "num_batches_tracked"
+    state = {name: value for name, value in state.items() if not name.endswith(unused)}
+    return {"model": state, "__author__": author, "matching_heuristics": True}
 
 
 def _not_a_checkpoint(filename: str, reason: str) -> UserError:

@@ -7,16 +7,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from rs_d2.config import add_rs_config
+from rs_d2.config import add_rs_config, lookup
+from rs_d2.config.yaml_files import SafeCfgNode, parse_yaml, read_config_file
 from rs_d2.utils.errors import UserError, did_you_mean
 from rs_d2.utils.folders import config_dir
 
 _UNKNOWN_KEY = re.compile(r"[Nn]on-existent (?:config )?key: ([^\s'\"]+)")
 _WRONG_TYPE = re.compile(
     r"with values \((?P<old>.*) vs\. (?P<new>.*)\) for config key: (?P<key>\S+)"
+)
+_COMPLAINTS = (  # of yacs and of Python's parser, which reads the values
+    AssertionError,
+    AttributeError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -33,7 +42,7 @@ def load_config(config_file: str, opts: Sequence[str]) -> tuple[CfgNode, set[str
     Raises:
         UserError: A file is not readable, or a key or the type of a value is wrong.
     """
-    cfg = get_cfg()
+    cfg = SafeCfgNode(get_cfg())
     add_rs_config(cfg)
     named: set[str] = set(opts[0::2])
     if config_file:
@@ -55,8 +64,8 @@ def config_from_text(text: str, source: str, opts: Sequence[str] = ()) -> CfgNod
     """
     cfg, _ = load_config("", ())
     try:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
-    except (yaml.YAMLError, AssertionError, KeyError, ValueError, TypeError) as error:
+        cfg.merge_from_other_cfg(CfgNode(parse_yaml(text, f"{source}: its config")))
+    except _COMPLAINTS as error:
         raise UserError(f"{source}: its config: {_explain(error, cfg, 'a value')}") from error
     merge_pairs(cfg, opts)
     return cfg
@@ -88,29 +97,19 @@ def merge_pairs(cfg: CfgNode, opts: Sequence[str]) -> None:
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except _COMPLAINTS as error:
             raise UserError(_explain(error, cfg, culprit=key)) from error
 
 
 def _merge_file(cfg: CfgNode, path: str) -> set[str]:
     """Merge a yaml file with its bases and return the keys they name."""
     try:
-        loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=True)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path} is not valid yaml"
-        if mark is not None:
-            where = f"{mark.name}, line {mark.line + 1}: {error.problem}"
-        raise UserError(f"--config-file: {where}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config-file: {path} or one of its bases: {error}") from error
-    except (TypeError, AttributeError, AssertionError) as error:  # no mapping of keys to values
-        raise UserError(f"--config-file: {path} is not a mapping of config keys") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"--config-file: {path} is not a mapping of config keys")
+        loaded = read_config_file(path)
+    except UserError as error:
+        raise UserError(f"--config-file: {error}") from error
     try:
         cfg.merge_from_file(path)
-    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except _COMPLAINTS as error:
         raise UserError(f"{_explain(error, cfg, culprit='a value')} in {path}") from error
     return set(_keys(loaded))
 
@@ -129,5 +128,12 @@ def _explain(error: Exception, cfg: CfgNode, culprit: str) -> str:
     if unknown := _UNKNOWN_KEY.search(text):
         return f"{unknown[1]} is not a config key{did_you_mean(unknown[1], _keys(cfg))}"
     if wrong := _WRONG_TYPE.search(text):
-        return f"{wrong['key']}: {wrong['new']} is not of the type of its default, {wrong['old']}"
-    return f"{culprit} is not valid: {text}"
+        new, old = (_shorten(wrong[name], 80) for name in ("new", "old"))
+        if isinstance(lookup(cfg, wrong["key"]), CfgNode):
+            return f"{wrong['key']}: {new} is no mapping, but this key holds others"
+        return f"{wrong['key']}: {new} is not of the type of its default, {old}"
+    return f"{culprit} is not valid: {_shorten(text, 500)}"
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -17,10 +17,13 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.checkpoint.metadata import read_metadata
 from rs_d2.coco.pixels import open_image
 from rs_d2.config import architecture_of
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
+from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
@@ -157,10 +160,16 @@ class KeepBest(HookBase):
 
     def before_train(self) -> None:
         """Go on from an earlier run's best, if this one resumes it."""
-        if self.trainer.start_iter and self._path.is_file():
-            stored = json.loads(self._path.read_text())
-            if stored["metric"] == self._metric:
-                self._best = self._sign * stored["value"]
+        weights = self._path.with_suffix(".pth")
+        if not self.trainer.start_iter or not (self._path.exists() or weights.exists()):
+            return
+        try:
+            self._best = self._sign * self._stored(weights)
+        except (UserError, OSError, ValueError, LookupError, TypeError) as error:
+            _logger.warning(
+                "%s is not used (%s): the next evaluation counts as the best so far",
+                *(weights, error),
+            )
 
     def after_step(self) -> None:
         """Look at new results."""
@@ -169,6 +178,17 @@ class KeepBest(HookBase):
     def after_train(self) -> None:
         """Look at the final evaluation."""
         self._check()
+
+    def _stored(self, weights: Path) -> float:
+        """The score of an earlier run's best checkpoint; the file itself knows best."""
+        about = read_metadata(read_checkpoint(weights, mmap=True), str(weights))
+        note = json.loads(self._path.read_bytes())
+        if note["metric"] != self._metric:
+            raise ValueError(f"it is the best by {note['metric']}, not by {self._metric}")
+        value = (about.metrics if about else {}).get(self._metric, note["value"])
+        if not math.isfinite(value):
+            raise ValueError(f"its {self._metric} is {value}")
+        return value
 
     def _check(self) -> None:
         results = self._results()
@@ -187,7 +207,8 @@ class KeepBest(HookBase):
         if tag:
             self._checkpointer.tag_last_checkpoint(Path(tag).name)
         note = {"metric": self._metric, "value": value, "iteration": iteration}
-        self._path.write_text(json.dumps(note, indent=1) + "\n")
+        with atomic_write(self._path, "w") as file:
+            file.write(json.dumps(note, indent=1) + "\n")
         _logger.info("%s is %.3f, the best so far: saved as %s.pth", self._metric, value, BEST)
 
     def _value(self, results: Mapping[str, Any]) -> float:

@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from rs_d2.checkpoint.files import read_pickle
 from rs_d2.config import architecture_of, lookup
 from rs_d2.config.check import check_config
 from rs_d2.config.load import find_config, load_config
@@ -26,6 +29,13 @@ from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.d2_compat import silence_torch
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import make_folder
+from rs_d2.utils.outputs import check_outputs, same_file
+
+CONFIG_COPY = "config.yaml"  # Detectron2's name for it
+RUN_FILES = (  # what every run may write into its output folder, checkpoints aside
+    *("metrics.json", "train_log.jsonl", "model_best.json", "imbalance.json"),
+    *("last_checkpoint", "log.txt"),
+)
 
 
 def prepare(
@@ -82,8 +92,12 @@ def prepare(
 
 
 def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
-    """Prepare a run of ``train_net.py``: :func:`prepare` with what ``parse_args`` returned."""
-    return prepare(
+    """Prepare a run of ``train_net.py``: :func:`prepare` with what ``parse_args`` returned.
+
+    Raises:
+        UserError: Also where the run would overwrite one of its inputs.
+    """
+    cfg, notes = prepare(
         args.config_file,
         args.opts,
         OwnData.of(args),
@@ -92,6 +106,8 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
         num_gpus=args.num_gpus,
         num_machines=args.num_machines,
     )
+    _check_outputs(cfg, args)
+    return cfg, notes
 
 
 def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
@@ -104,13 +120,32 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
     """
     silence_torch()
     found = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
+    own = Path(cfg.OUTPUT_DIR) / CONFIG_COPY
+    is_input = comm.is_main_process() and same_file(found.config_file, own)
+    text = own.read_bytes() if is_input else b""
     default_setup(cfg, found)
+    if is_input:  # a run's own config, given again; Detectron2 has put this run's in its place
+        own.write_bytes(text)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rs_d2")
     if not {OWN_TRAIN, OWN_VAL}.intersection(DatasetCatalog.keys()):  # a process started anew
         OwnData.of(args).register()
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_own_line)
     for note in notes:
         logging.getLogger(__name__).info(note)
+
+
+def _check_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Check that the run's files are none of its inputs; its own old config is left as it is."""
+    names = list(RUN_FILES)
+    weights = cfg.MODEL.WEIGHTS
+    if not args.eval_only:
+        period, last = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
+        numbers = {*range(period - 1, last, period), last - 1} if period > 0 else ()
+        names += [f"model_{each}.pth" for each in ("final", "best", *map("{:07d}".format, numbers))]
+        if args.resume and (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists():
+            weights = None  # it goes on from that one
+    files = [("OUTPUT_DIR", Path(cfg.OUTPUT_DIR) / name) for name in names]
+    check_outputs([weights, args.train_json, args.val_json], files)
 
 
 def resolve_device(cfg: CfgNode, *, explicit: bool, num_processes: int) -> list[str]:
@@ -162,6 +197,9 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
         raise UserError("DATASETS.TRAIN is empty: give --config-file or --train-json (see --help)")
     names = cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(names)
+    if cfg.MODEL.LOAD_PROPOSALS:  # Detectron2 would execute what these pickles ask for
+        for path in (*cfg.DATASETS.PROPOSAL_FILES_TRAIN, *cfg.DATASETS.PROPOSAL_FILES_TEST):
+            read_pickle(PathManager.get_local_path(path))
     architecture = architecture_of(cfg)
     if architecture.checks_classes:
         key = architecture.num_classes_key

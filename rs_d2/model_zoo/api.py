@@ -35,14 +35,9 @@ def get_config(name: str) -> CfgNode:
     Raises:
         UserError: There is no such model; names the nearest.
     """
-    from detectron2.config import get_cfg
+    from rs_d2.config.load import load_config
 
-    from rs_d2.config import add_rs_config
-
-    cfg = get_cfg()
-    add_rs_config(cfg)
-    cfg.merge_from_file(str(config_dir() / f"{_known(name)}.yaml"))
-    return cfg
+    return load_config(str(config_dir() / f"{_known(name)}.yaml"), ())[0]
 
 
 def get_checkpoint_path(name: str) -> Path:

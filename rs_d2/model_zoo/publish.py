@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,31 @@ from rs_d2.model_zoo.api import HASH_LENGTH
 from rs_d2.model_zoo.rows import Measurement
 from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.folders import make_folder
+from rs_d2.utils.outputs import check_outputs
 
 _TASKS = {"bbox": "box", "segm": "mask"}
 _SHOWN = ("AP", "AP50", "AP75", "APr", "APc", "APf", "oLRP")
 
 
 def write_published(
-    state: Mapping[str, torch.Tensor], about: CheckpointMetadata, folder: Path, name: str
+    state: Mapping[str, torch.Tensor],
+    about: CheckpointMetadata,
+    folder: Path,
+    name: str,
+    inputs: Iterable[str | Path | None] = (),
 ) -> Path:
     """Write ``NAME-HASH.pth``; equal content and version of PyTorch give equal bytes.
 
-    The hash is the beginning of the file's SHA-256. The file appears at once and whole.
+    The hash is the beginning of the file's SHA-256. The file appears at once and whole; one that
+    is there with this very content is left as it is.
 
     Args:
         state: tensors by parameter name, as the model's ``state_dict`` gives them.
         about: what the file says of them.
         folder: made if needed.
         name: may have folders in front, such as "COCO-Detection/rs_faster_rcnn_R_50_FPN_1x".
+
+        inputs: files that must not be overwritten.
 
     Returns:
         The file.
@@ -48,6 +56,9 @@ def write_published(
     digest = hashlib.sha256(content.getbuffer()).hexdigest()[:HASH_LENGTH]
     path = folder / f"{name}-{digest}.pth"
     make_folder(path.parent, "OUT_FOLDER")
+    if path.is_file() and path.read_bytes() == content.getbuffer():
+        return path
+    check_outputs(inputs, [("OUT_FOLDER", path)])
     with atomic_write(path) as file:
         file.write(content.getbuffer())
     return path

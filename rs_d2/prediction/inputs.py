@@ -68,29 +68,6 @@ def find_images(inputs: Sequence[str], output: Path) -> list[ImageFile]:
     return [ImageFile(path, _picture_name(name, taken)) for path, name in found.values()]
 
 
-def check_targets(inputs: Iterable[Path], targets: Iterable[Path]) -> None:
-    """Check that no file to be written is one that is read, by whatever path or link.
-
-    Raises:
-        UserError: The first that is.
-    """
-    known = {identity: path for path in inputs if (identity := _identity(path)) is not None}
-    for target in targets:
-        if (path := known.get(_identity(target))) is not None:
-            raise UserError(
-                f"--output: {target} would overwrite the input {path}; choose another --output"
-            )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Of a file on this machine; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def load_images(
     files: Sequence[ImageFile],
     prepare: InputMaker,

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from rs_d2.checkpoint.files import check_pickle, read_checkpoint
+from rs_d2.checkpoint.files import read_checkpoint
 from rs_d2.checkpoint.loading import load_for_evaluation, training_classes
 from rs_d2.checkpoint.metadata import CheckpointMetadata, read_metadata
 from rs_d2.coco.pixels import open_image
@@ -187,10 +187,7 @@ def _read(path: str) -> dict[str, Any] | None:
 
     Those say nothing of themselves and are left to Detectron2's checkpointer.
     """
-    if "://" in path:
-        return None
-    if Path(path).suffix == ".pkl":
-        check_pickle(path)
+    if "://" in path or Path(path).suffix == ".pkl":
         return None
     return read_checkpoint(path, mmap=True)
 

@@ -16,9 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from rs_d2.drawing.painter import paint_instances
-from rs_d2.prediction.inputs import Frame, ImageFile, Unreadable, check_targets, load_images
+from rs_d2.prediction.inputs import Frame, ImageFile, Unreadable, load_images
 from rs_d2.prediction.predictor import Predictor
 from rs_d2.prediction.result_files import Ids, ResultFiles, as_json, default_ids, result_entries
+from rs_d2.utils.outputs import check_outputs
 from rs_d2.utils.terminal import is_live
 
 _WRITERS = 2  # threads that paint and encode
@@ -82,7 +83,8 @@ def predict_images(
         UserError: The folder cannot be written, or a picture would overwrite one of the images.
     """
     if draw:
-        check_targets((file.path for file in files), (folder / file.picture for file in files))
+        pictures = (("--output", folder / file.picture) for file in files)
+        check_outputs((file.path for file in files), pictures)
     ids = ids or default_ids(predictor)
     batches = load_images(
         files,

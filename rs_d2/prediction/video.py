@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from detectron2.structures import Instances
 
-from rs_d2.prediction.inputs import Frame, check_targets, read_frame
+from rs_d2.prediction.inputs import Frame, read_frame
 from rs_d2.prediction.predictor import InputMaker, Predictor
 from rs_d2.prediction.result_files import ResultFiles, default_ids
 from rs_d2.prediction.runner import Rendered, Summary, render_frame, run_model
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.outputs import check_outputs
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
@@ -56,7 +57,7 @@ def predict_video(
     """
     target = folder / f"{Path(given.replace(':', '_')).stem}.mp4"
     if draw:
-        check_targets([Path(given)], [target])
+        check_outputs([given], [("--output", target)])
     frames = VideoFrames(given, predictor.prepare, batch_size, draw)
     ids = default_ids(predictor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from rs_d2.evaluation.evaluate import Evaluation
 from rs_d2.report.class_counts import ClassCounts
+from rs_d2.utils.csv_files import write_csv
 
 # Percent, but for counts and the threshold, which is a score.
 COLUMNS = (
@@ -73,11 +73,7 @@ def write_per_class(
     path: Path, evaluation: Evaluation, train_counts: ClassCounts | None = None
 ) -> None:
     """Write the rows as CSV; an empty cell for what is undefined."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(per_class_rows(evaluation, train_counts))
+    write_csv(path, COLUMNS, per_class_rows(evaluation, train_counts))
 
 
 def _num_images(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:

@@ -43,8 +43,13 @@ def run_program(program: Callable[[], int | None]) -> int:
 
 
 def stop(line: str, exit_code: int) -> int:
-    """Tell in one line, whatever it quotes, why a program ends; returns the exit code."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    """Tell in one line, whatever it quotes, why a program ends; returns the exit code.
+
+    What would steer a terminal, such as the escape of a colour in a file's name, is shown escaped.
+    """
+    text = " ".join(line.split())
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    print(shown, file=sys.stderr, flush=True)
     return exit_code
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rs_d2.checkpoint.files import check_pickle, read_checkpoint, write_checkpoint
+from rs_d2.checkpoint.files import read_checkpoint, read_pickle, write_checkpoint
 from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata, read_metadata
 from rs_d2.utils.errors import UserError
 
@@ -106,7 +106,7 @@ def test_a_pickle_of_arrays_passes(tmp_path):
     arrays = {"model": {"w": np.ones((2, 3), np.float32), "n": np.int64(3)}, "__author__": "a"}
     for protocol in (2, 4):
         path.write_bytes(pickle.dumps(arrays, protocol=protocol))
-        check_pickle(path)
+        read_pickle(path)
 
 
 def test_a_pickle_that_could_run_code_is_refused_unread(tmp_path):
@@ -118,13 +118,13 @@ def test_a_pickle_that_could_run_code_is_refused_unread(tmp_path):
 
     path.write_bytes(pickle.dumps({"model": Bomb()}))
     with pytest.raises(UserError, match=r"x\.pkl: holds \S+open, more than arrays"):
-        check_pickle(path)
+        read_pickle(path)
     assert not mark.exists()
 
 
 def test_what_is_no_pickle_is_named(tmp_path):
     (tmp_path / "x.pkl").write_text("hello")
     with pytest.raises(UserError, match=r"x\.pkl"):
-        check_pickle(tmp_path / "x.pkl")
+        read_pickle(tmp_path / "x.pkl")
     with pytest.raises(UserError, match="cannot be read"):
-        check_pickle(tmp_path / "missing.pkl")
+        read_pickle(tmp_path / "missing.pkl")

@@ -14,6 +14,8 @@ from helpers.tiny import own_data, write_config
 from torch import nn
 
 from rs_d2 import add_rs_config, engine
+from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
+from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
 from rs_d2.criterion.balancing import ValueBalancer
 from rs_d2.engine.hooks import BalanceCoefficients, ImbalanceStatistics, KeepBest
 from rs_d2.utils.errors import UserError
@@ -138,6 +140,60 @@ def test_a_resumed_run_goes_on_from_its_best_and_a_new_one_does_not(tmp_path):
     keep_best(tmp_path, "bbox/AP", [50])
     assert keep_best(tmp_path, "bbox/AP", [40, 60], start_iter=7) == [50, 60]
     assert keep_best(tmp_path, "bbox/AP", [40]) == [40]
+
+
+def damaged(folder, what):
+    """Damage what is known of the best checkpoint."""
+    weights, note = folder / "model_best.pth", folder / "model_best.json"
+    if what == "empty weights":  # as a kill during a write in place left them
+        weights.write_bytes(b"")
+    elif what == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif what == "no weights":
+        weights.unlink()
+    elif what == "no note":
+        note.unlink()
+    else:
+        note.write_bytes(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("empty weights", "truncated weights", "no weights", "no note", b"", b"\xff\x00"),
+        *(b"[]", b"{}", b'{"metric": "bbox/AP", "value": NaN}'),
+        *(b'{"metric": "bbox/AP", "value": "high"}', b'{"metric": "bbox/AP", "value": 1e999}'),
+    ],
+    ids=str,
+)
+def test_a_damaged_best_checkpoint_is_noticed_and_replaced(tmp_path, caplog, what):
+    keep_best(tmp_path, "bbox/AP", [50])
+    damaged(tmp_path, what)
+    assert keep_best(tmp_path, "bbox/AP", [40], start_iter=7) == [40]
+    assert "model_best.pth is not used (" in caplog.text
+    assert read_checkpoint(tmp_path / "model_best.pth")["iteration"] == 8
+
+
+def test_the_weights_know_their_score_better_than_the_note(tmp_path):
+    keep_best(tmp_path, "bbox/AP", [50])
+    content = read_checkpoint(tmp_path / "model_best.pth")
+    # killed before it wrote the note
+    entry = CheckpointMetadata("", metrics={"bbox/AP": 60.0}).to_entry()
+    write_checkpoint({**content, ENTRY: entry}, tmp_path / "model_best.pth")
+    assert keep_best(tmp_path, "bbox/AP", [55, 65], start_iter=7) == [50, 65]
+
+
+def test_the_note_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    keep_best(tmp_path, "bbox/AP", [50])
+    before = (tmp_path / "model_best.json").read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep_best(tmp_path, "bbox/AP", [60], start_iter=7)
+    assert (tmp_path / "model_best.json").read_text() == before
 
 
 @pytest.mark.parametrize(

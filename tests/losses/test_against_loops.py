@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import reference
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rs_d2.losses import alrp_loss, average_precision_loss, rank_sort_loss
@@ -20,7 +20,6 @@ BATCHES = st.lists(st.tuples(LOGITS, TARGETS), min_size=1, max_size=30).filter(
     lambda batch: any(target > 0 for _, target in batch)
 )
 DELTAS = st.sampled_from([0.0, 0.1, 0.5, 1.0, 7.0])
-AGREE = settings(deadline=None, max_examples=150, derandomize=True)
 
 
 def tensors(batch):
@@ -35,7 +34,6 @@ def on_both_paths(loss):
 
 
 @given(BATCHES, DELTAS)
-@AGREE
 def test_rank_sort_loss(batch, delta):
     logits, targets = tensors(batch)
     expected = reference.rank_sort(logits, targets, delta)
@@ -51,7 +49,6 @@ def test_rank_sort_loss(batch, delta):
 
 
 @given(BATCHES, DELTAS)
-@AGREE
 def test_average_precision_loss(batch, delta):
     logits, targets = tensors(batch)
     value, gradient = reference.average_precision(logits, targets, delta)
@@ -63,7 +60,6 @@ def test_average_precision_loss(batch, delta):
 
 
 @given(BATCHES, DELTAS, st.integers(0, 2**32 - 1))
-@AGREE
 def test_alrp_loss(batch, delta, seed):
     logits, targets = tensors(batch)
     rng = torch.Generator().manual_seed(seed)

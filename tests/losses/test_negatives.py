@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rs_d2.losses.kernel import negatives as _negatives
@@ -25,7 +25,6 @@ def bucket_by_grid(edges, logits):
     edges=st.lists(st.one_of(FLOATS, NEAR), min_size=1, max_size=40),
     logits=st.lists(st.one_of(FLOATS, NEAR), min_size=1, max_size=40),
 )
-@settings(deadline=None, max_examples=200, derandomize=True)
 def test_the_grid_gives_the_bucket_that_a_search_gives(edges, logits):
     edges = torch.tensor(edges, dtype=torch.float64).sort().values
     logits = torch.tensor([*logits, *edges.float().tolist()], dtype=torch.float32)
@@ -46,7 +45,6 @@ def test_crowded_edges_are_told_apart(num_edges, spread):
 
 
 @given(st.lists(st.floats(allow_nan=False, min_value=-3e38, max_value=3e38), max_size=20))
-@settings(deadline=None, derandomize=True)
 def test_rounding_up_keeps_every_comparison(values):
     exact = torch.tensor(values, dtype=torch.float64)
     rounded = round_up(exact, torch.float32)

@@ -14,7 +14,6 @@ from detectron2.config import get_cfg
 from rs_d2.prediction.inputs import (
     Frame,
     Unreadable,
-    check_targets,
     find_images,
     load_images,
 )
@@ -114,16 +113,6 @@ def test_hidden_files_are_found_by_their_name_only(tree):
 def test_a_folder_that_matches_a_pattern_is_no_image(tree):
     (tree / "b" / "2.jpg").mkdir()
     assert len(find_images([str(tree / "b" / "*.jpg")], tree / "out")) == 1
-
-
-def test_a_target_that_is_an_input_is_named_by_any_path(tree):
-    inputs = [tree / "a" / "1.jpg", tree / "b" / "1.jpg"]
-    check_targets(inputs, [tree / "a" / "2.PNG", tree / "none.jpg"])
-    (tree / "link").symlink_to(tree / "b")
-    (tree / "hard.jpg").hardlink_to(tree / "b" / "1.jpg")
-    for target in (tree / "a" / ".." / "b" / "1.jpg", tree / "link" / "1.jpg", tree / "hard.jpg"):
-        with pytest.raises(UserError, match=f"^--output: {target} .*b/1.jpg; choose another --out"):
-            check_targets(inputs, [target])
 
 
 @pytest.mark.parametrize(

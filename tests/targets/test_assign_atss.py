@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import reference_assign
 from helpers.scenes import ANCHOR_COUNTS, SCENES, boxes, grid, pyramid
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from operation_count import count_operations
 
@@ -51,7 +51,6 @@ SHAPES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 
 
 @given(OBJECTS, SHAPES, st.integers(1, 3), st.integers(1, 12))
-@settings(deadline=None, max_examples=150, derandomize=True)
 def test_any_scene_equals_the_literal_loop(objects, shapes, per_cell, topk):
     levels = [grid(*shape, 8 * 2**i, per_cell) for i, shape in enumerate(shapes)]
     corners = [(x, y, x + width, y + height) for x, y, width, height in objects]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import reference_assign
 from helpers.scenes import ANCHOR_COUNTS, SCENES, boxes, grid, pyramid
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from operation_count import count_operations
 
@@ -42,7 +42,6 @@ SHAPES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, m
 
 
 @given(OBJECTS, SHAPES, st.integers(1, 3), st.sampled_from([0.1, 0.3, 1.0]))
-@settings(deadline=None, max_examples=100, derandomize=True)
 def test_candidates_of_any_scene_equal_the_literal_loop(objects, shapes, per_cell, min_iou):
     levels = [grid(*shape, 8 * 2**i, per_cell) for i, shape in enumerate(shapes)]
     corners = [(x, y, x + width, y + height) for x, y, width, height in objects]
@@ -120,7 +119,6 @@ def test_separation_equals_one_fit_after_the_other(seed, scale):
     st.integers(0, 999),
     st.sampled_from([0.003, 0.1, 1.0, 5.0, 100.0]),
 )
-@settings(deadline=None, max_examples=100, derandomize=True)
 def test_any_separation_equals_one_fit_after_the_other(number, objects, levels, topk, seed, scale):
     check_separation(*random_losses(number, objects, levels, seed, scale), topk)
 

@@ -266,7 +266,7 @@ def test_mmdetections_file_is_not_taken_for_detectron2s(files, capsys):
         ("gone.pth", "out.pth", [], "gone.pth does not exist"),
         ("theirs.pth", "gone/out.pth", [], "gone does not exist"),
         ("theirs.pth", ".", [], "is a folder"),
-        ("theirs.pth", "theirs.pth", [], "would overwrite the file that is read"),
+        ("theirs.pth", "theirs.pth", [], "would overwrite the input"),
         ("theirs.pth", "out.pth", ["--check", "gone.png"], "--check: gone.png cannot be read"),
         ("theirs.pth", "out.pth", ["--check", __file__], "cannot be read as an image"),
         ("theirs.pth", "out.pth", ["MODEL.NONSENSE", "1"], "MODEL.NONSENSE is not a config key"),

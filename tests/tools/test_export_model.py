@@ -111,7 +111,7 @@ def refused(capsys, *arguments):
         ),
         (
             ["--format", "torch", "--weights", "a.pth", "--output", "a.pth"],
-            "a.pth would overwrite the weights",
+            "a.pth would overwrite the input",
         ),
         (
             ["--format", "onnx", "--weights", "a.pth", "--output", "no/a.onnx"],

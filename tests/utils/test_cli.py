@@ -77,3 +77,9 @@ def test_a_mapping_and_a_sequence_give_the_same_pairs():
     assert as_pairs(()) == []
     with pytest.raises(UserError, match="has no partner"):
         as_pairs(["A.B"])
+
+
+def test_what_would_steer_a_terminal_is_shown_escaped(capsys):
+    assert stop("error: \x1b]0;mine\x07 a\x9b31m\u202e\ud800 ünï 図", 2) == 2
+    expected = "error: \\x1b]0;mine\\x07 a\\x9b31m\\u202e\\ud800 ünï 図\n"
+    assert capsys.readouterr().err == expected
