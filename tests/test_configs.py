@@ -102,6 +102,7 @@ def test_the_flagship_has_the_published_settings():
             "DELTA": None,  # its own: 0.5
             "LABELS": "iou",
             "WEIGHTS": "score",
+            "DELTA_LOC": None,
             "BOX_LOSS": "giou",
             "BALANCE": None,  # its own: value
             "BALANCE_PERIOD": 0,
@@ -154,6 +155,7 @@ def test_a_value_outside_a_closed_list_is_named(key):
         ("MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU", 1.5),
         ("MODEL.RPN.CRITERION.DELTA", -1.0),
         ("MODEL.ROI_BOX_HEAD.CRITERION.DELTA", float("nan")),
+        ("MODEL.RPN.CRITERION.DELTA_LOC", -0.1),
         ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", 0),
         ("MODEL.DENSE_HEAD.ASSIGN_TOPK", 0),
         ("MODEL.RETINANET.PRIOR_PROB", 0.0),

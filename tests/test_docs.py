@@ -10,7 +10,8 @@ PAGES = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md"), *REPO.glob("dataset
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_every_relative_link_and_picture_exists(page):
-    targets = re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text())
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\((?!https?://)([^)#\s]+)", prose)
     assert [t for t in targets if not (page.parent / t).exists()] == []
 
 

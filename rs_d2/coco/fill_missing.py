@@ -13,9 +13,9 @@ from typing import Any
 from pycocotools import mask as mask_util
 
 from rs_d2.coco import prepared
-from rs_d2.coco.json_files import write_whole
 from rs_d2.coco.reading import AnnotationFile, category_frequencies, keep, remember
 from rs_d2.coco.rle import to_rle
+from rs_d2.utils.atomic_write import atomic_write
 
 
 def evaluation_json(file: AnnotationFile, train_categories: Sequence[dict]) -> Path:
@@ -36,7 +36,8 @@ def evaluation_json(file: AnnotationFile, train_categories: Sequence[dict]) -> P
     path = prepared.folder() / f"{name}.json"
     is_new = not path.exists()
     if is_new:
-        write_whole(path, json.dumps(content).encode())
+        with atomic_write(path) as written:
+            written.write(json.dumps(content).encode())
     copy = replace(
         file,
         path=path,

@@ -1,11 +1,9 @@
-"""Json files in, and files out that are whole or not there."""
+"""Json files of users: plain or compressed, in any Unicode encoding."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,19 +30,3 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not a whole gzip file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def write_whole(path: Path, *parts: bytes) -> None:
-    """Write a file that nobody ever sees in part, also where several processes write it.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    handle, partial = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(parts)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise

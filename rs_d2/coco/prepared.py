@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rs_d2.coco.json_files import write_whole
+from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import cache_dir
 
@@ -71,8 +71,9 @@ def store(source: Stamp, content: Any) -> None:
         content: lists, dicts, strings and numbers only.
     """
     payload = marshal.dumps(content)
-    with suppress(OSError):
-        write_whole(_prepared_file(source), _head(source, payload), payload)
+    with suppress(UserError), atomic_write(_prepared_file(source)) as file:
+        file.write(_head(source, payload))
+        file.write(payload)
 
 
 def load(source: Stamp) -> Any:

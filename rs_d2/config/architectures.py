@@ -76,6 +76,10 @@ class Architecture:
         return (("bbox",) if self.has_boxes else ()) + (("segm",) if masks else ())
 
 
+# Rankings in a detector's title; a baseline has none.
+_PREFIXES = {"rank_sort": "RS-", "alrp": "aLRP ", "ap": "AP "}
+
+
 def lookup(cfg: Any, key: str) -> Any:
     """Value of a key given by its full name, such as ``MODEL.RPN.SAMPLER``."""
     for part in key.split("."):
@@ -84,8 +88,9 @@ def lookup(cfg: Any, key: str) -> Any:
 
 
 def _rcnn_title(cfg: Any) -> str:
-    ranked = _has_our_box_head(cfg) and cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS == "rank_sort"
-    return f"{'RS-' if ranked else ''}{'Mask' if cfg.MODEL.MASK_ON else 'Faster'} R-CNN"
+    ours = _has_our_box_head(cfg)
+    prefix = _PREFIXES.get(cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS, "") if ours else ""
+    return f"{prefix}{'Mask' if cfg.MODEL.MASK_ON else 'Faster'} R-CNN"
 
 
 def _dense_title(cfg: Any) -> str:
@@ -93,8 +98,8 @@ def _dense_title(cfg: Any) -> str:
 
 
 def _our_dense_title(cfg: Any) -> str:
-    ranked = cfg.MODEL.DENSE_HEAD.CRITERION.LOSS == "rank_sort"
-    return f"{'RS-' if ranked else ''}{cfg.MODEL.META_ARCHITECTURE}"
+    prefix = _PREFIXES.get(cfg.MODEL.DENSE_HEAD.CRITERION.LOSS, "")
+    return f"{prefix}{cfg.MODEL.META_ARCHITECTURE}"
 
 
 def _box_head_tasks(cfg: Any) -> int:

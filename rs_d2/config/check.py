@@ -88,10 +88,11 @@ def check_choices(cfg: Any) -> None:
         if not 0 < lookup(cfg, key) <= 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
     for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
-        key = f"MODEL.{head}.CRITERION.DELTA"
-        delta = lookup(cfg, key)
-        if delta is not None and not (_is_number(delta) and 0 <= delta < float("inf")):
-            raise UserError(f"{key}: {delta} is not a number >= 0")
+        for name in ("DELTA", "DELTA_LOC"):
+            key = f"MODEL.{head}.CRITERION.{name}"
+            delta = lookup(cfg, key)
+            if delta is not None and not (_is_number(delta) and 0 <= delta < float("inf")):
+                raise UserError(f"{key}: {delta} is not a number >= 0")
         key = f"MODEL.{head}.CRITERION.BALANCE_PERIOD"
         if lookup(cfg, key) < 0:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 0")

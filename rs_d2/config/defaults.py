@@ -78,8 +78,12 @@ def _detection_criterion(node: type) -> Any:
     # 1, which leaves nothing to sort. Only rank_sort reads this key.
     criterion.LABELS = "iou"
     # Weight w_i of a positive in the box loss sum(w_i L_i) / sum(w_i). score: its largest class
-    # score; iou: IoU of its decoded box; centerness: of its anchor; none: 1. All detached.
+    # score; iou: IoU of its decoded box; centerness: of its anchor; ranking: its share in how all
+    # positives are ranked, as in aLRP Loss; none: 1. All detached.
     criterion.WEIGHTS = "score"
+    # Half width of the ramps of WEIGHTS ranking (published: 1.5 best of 0 to 2). None: a hard step,
+    # and DELTA in the ranks.
+    criterion.DELTA_LOC = None
     # Loss L_i of a positive's decoded box. giou: 1 - GIoU, in [0, 2]; iou: 1 - IoU, in [0, 1].
     criterion.BOX_LOSS = "giou"
     # Task balance of the box loss. value: times (ranking + sorting) / box loss, detached, so that

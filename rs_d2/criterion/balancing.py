@@ -183,6 +183,13 @@ class EpochBalancer(Balancer):
             history.masked_fill_(done, 0)
 
 
+def set_epochs(model: nn.Module, iterations: int) -> None:
+    """Tell the balancers of a model that look back on an epoch, and were not told, its length."""
+    for module in model.modules():
+        if isinstance(module, Balancer) and module.period == 0:
+            module.period = iterations
+
+
 def _quotient(wanted: Tensor, value: Tensor) -> Tensor:
     """``wanted / value``; 1 where there is nothing to scale."""
     too_small = value < _SMALLEST_LOSS

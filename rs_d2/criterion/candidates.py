@@ -56,6 +56,20 @@ class Candidates:
         """All logits of the positives, [P, K] (or [P, K + 1])."""
         return self.logits[self.positives]
 
+    def targets(self, quality: Tensor | float = 1.0) -> Tensor:
+        """Targets of a ranking loss, float32 [R, K].
+
+        A positive's quality at its class, 0 elsewhere, -1 in the rows that are ignored.
+
+        Args:
+            quality: [P], or one number for all.
+        """
+        targets = torch.zeros_like(self.logits, dtype=torch.float32)
+        targets.masked_fill_((self.gt_classes < 0)[:, None], -1.0)
+        quality = torch.as_tensor(quality, dtype=targets.dtype, device=targets.device)
+        targets[self.positives, self.positive_classes] = quality
+        return targets
+
     def keep(self, mask: Tensor, background: int) -> Candidates:
         """The record in which only the positives where the mask [P] is true remain positives.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from rs_d2.criterion.candidates import Candidates
@@ -109,7 +108,7 @@ class RankSort(Ranking):
         """The terms ``rank`` and ``sort``; see :func:`rs_d2.losses.rank_sort_loss`."""
         # A diverged box has no quality: the losses become NaN, which training reports by name.
         nan_if_diverged = total(0 * quality.sum())
-        targets = ranking_targets(candidates, quality.nan_to_num(1.0))
+        targets = candidates.targets(quality.nan_to_num(1.0))
         losses = rank_sort_loss(candidates.logits.flatten(), targets.flatten(), self.delta)
         ranking, sorting = (loss + nan_if_diverged for loss in losses)
         return Ranked({"rank": ranking, "sort": sorting}, (ranking + sorting).detach())
@@ -123,7 +122,7 @@ class AveragePrecision(Ranking):
 
     def forward(self, candidates: Candidates, quality: None = None) -> Ranked:
         """The term ``cls``; see :func:`rs_d2.losses.average_precision_loss`."""
-        targets = ranking_targets(candidates)
+        targets = candidates.targets()
         loss = average_precision_loss(candidates.logits.flatten(), targets.flatten(), self.delta)
         return Ranked({"cls": loss}, loss.detach())
 
@@ -142,7 +141,7 @@ class ALRP(Ranking):
 
     def forward(self, candidates: Candidates, quality: None = None) -> Ranked:
         """The term ``cls`` and the task ``box``; see :func:`rs_d2.losses.alrp_loss`."""
-        targets = ranking_targets(candidates)
+        targets = candidates.targets()
         scale = 2 * (1 - self.positive_iou)
         errors = self.box_loss(candidates) / scale
         loss = alrp_loss(candidates.logits.flatten(), targets.flatten(), errors, self.delta)
@@ -218,19 +217,3 @@ class Focal(Ranking):
         )
         loss = losses.sum() / count
         return Ranked({"cls": loss}, loss.detach())
-
-
-def ranking_targets(candidates: Candidates, quality: Tensor | float = 1.0) -> Tensor:
-    """Targets of a ranking loss, float32 [R, K].
-
-    A positive's quality at its class, 0 elsewhere, -1 in the rows that are ignored.
-
-    Args:
-        candidates: the record.
-        quality: [P], or one number for all.
-    """
-    targets = torch.zeros_like(candidates.logits, dtype=torch.float32)
-    targets.masked_fill_((candidates.gt_classes < 0)[:, None], -1.0)
-    quality = torch.as_tensor(quality, dtype=targets.dtype, device=targets.device)
-    targets[candidates.positives, candidates.positive_classes] = quality
-    return targets

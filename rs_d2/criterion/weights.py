@@ -1,6 +1,7 @@
 """Weights of positives in the losses of the other tasks, all detached.
 
-A weight is ``(candidates) -> [P]``. Add one of your own with ``@WEIGHTS.register("name")``.
+A weight is ``(candidates) -> [P]``. Add one of your own with ``@WEIGHTS.register("name")``; a class
+is constructed with ``delta`` (the ranking's) and ``delta_loc`` (the config's) first.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from rs_d2.criterion.candidates import Candidates
+from rs_d2.losses import ranking_weights
 from rs_d2.losses.kernel.processes import are_joined, total
 from rs_d2.ops.boxes import aligned_iou, centerness
 from rs_d2.utils.registry import Registry
 
 Weight = Callable[[Candidates], Tensor]
-WEIGHTS: Registry[Weight] = Registry("weight")
+WEIGHTS: Registry[Weight | type] = Registry("weight")
 
 
 @WEIGHTS.register("score")
@@ -35,6 +37,25 @@ def iou_weight(candidates: Candidates) -> Tensor:
 def centerness_weight(candidates: Candidates) -> Tensor:
     """How near each positive's anchor is to the middle of its ground truth, [P] in [0, 1]."""
     return centerness(candidates.anchors, candidates.gt_boxes)
+
+
+@WEIGHTS.register("ranking")
+class RankingWeight:
+    """Share of each positive in how all are ranked; see :func:`rs_d2.losses.ranking_weights`.
+
+    Args:
+        delta: half width of the ramp in the ranks.
+        delta_loc: half width of all ramps; None: a hard step in the numerator, ``delta`` elsewhere.
+    """
+
+    def __init__(self, *, delta: float, delta_loc: float | None = None) -> None:
+        self.delta = delta
+        self.delta_loc = delta_loc
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        """[P], above 0; needs class-wise logits."""
+        logits, targets = candidates.logits.detach().flatten(), candidates.targets().flatten()
+        return ranking_weights(logits, targets, self.delta, self.delta_loc)
 
 
 @WEIGHTS.register("gt_quality")

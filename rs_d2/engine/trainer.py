@@ -26,6 +26,7 @@ from detectron2.utils.events import (
 )
 from torch import nn
 
+from rs_d2.criterion.balancing import set_epochs
 from rs_d2.data import build_train_sampler
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
 from rs_d2.engine.hooks import KeepBest, build_statistics_hooks
@@ -59,6 +60,7 @@ class RSTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        set_epochs(model, -(-loader.num_images // cfg.SOLVER.IMS_PER_BATCH))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = loop(
@@ -172,7 +174,9 @@ class RSTrainer(DefaultTrainer):
             raise UserError(f"DATASETS.TRAIN: {error}") from error
         sampler = build_train_sampler(cfg, dataset_dicts)
         try:
-            return build_detection_train_loader(cfg, dataset=dataset_dicts, sampler=sampler)
+            loader = build_detection_train_loader(cfg, dataset=dataset_dicts, sampler=sampler)
+            loader.num_images = len(dataset_dicts)
+            return loader
         except ValueError as error:
             if "sampler" not in str(error):
                 raise

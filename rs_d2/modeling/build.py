@@ -75,11 +75,13 @@ def _build(
         _balancer(ranking_class, node, box_weight),
         outputs="pred_deltas",
     )
-    weights = ranking_class.default_weights if ranking_class.is_baseline else node.WEIGHTS
+    weight = WEIGHTS[ranking_class.default_weights if ranking_class.is_baseline else node.WEIGHTS]
+    if isinstance(weight, type):
+        weight = weight(delta=ranking.delta, delta_loc=node.DELTA_LOC)
     return Criterion(
         ranking=ranking,
         label=LABELS[node.LABELS],
-        weight=WEIGHTS[weights],
+        weight=weight,
         tasks={"box": box},
         is_global=node.GLOBAL,
     )

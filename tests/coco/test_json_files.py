@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers.annotation_files import coco
 
-from rs_d2.coco.json_files import read_json, write_whole
+from rs_d2.coco.json_files import read_json
 from rs_d2.coco.reading import read_annotations
 from rs_d2.utils.errors import UserError
 
@@ -48,12 +48,3 @@ def test_any_unicode_encoding_is_read(tmp_path, encoding):
     path = tmp_path / "val.json"
     path.write_text(json.dumps(["Größe"], ensure_ascii=False), encoding=encoding)
     assert read_json(path) == ["Größe"]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "out.json"
-    write_whole(path, b"[", b"]")
-    with pytest.raises(TypeError):
-        write_whole(path, b"[", "no bytes")
-    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
-    assert path.read_bytes() == b"[]"

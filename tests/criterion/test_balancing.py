@@ -9,6 +9,7 @@ from rs_d2.criterion.balancing import (
     Gradients,
     MagnitudeBalancer,
     ValueBalancer,
+    set_epochs,
 )
 from rs_d2.utils.errors import UserError
 
@@ -107,6 +108,12 @@ def test_epoch_balance_counts_in_training_only_and_never_divides_by_zero():
     assert run(balancer, [0.5], [0.5]) == [25]
     balancer.train()
     assert run(balancer, [0.0, 0.5], [0.5, 0.5]) == [0, 1]
+
+
+def test_balancers_are_told_the_length_of_an_epoch_unless_they_know_it():
+    model = torch.nn.ModuleList([EpochBalancer(), EpochBalancer(period=7)])
+    set_epochs(model, 120)
+    assert [balancer.period for balancer in model] == [120, 7]
 
 
 def test_weights_without_a_history_load_and_let_it_start_anew():

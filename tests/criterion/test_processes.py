@@ -75,12 +75,13 @@ def run(parts, ranking, balance, is_global):
     return values, grads
 
 
-def work(folder, split):
-    """Every case of a split, in one of its processes."""
+def work(folder, splits):
+    """Every case of every split, in one of the processes."""
     rank = dist.get_rank()
-    found = {}
-    for case in CASES:
-        found[case] = run([part(*split[rank], seed=rank)], *case, is_global=True)
+    found = {
+        name: {case: run([part(*sizes[rank], seed=rank)], *case, is_global=True) for case in CASES}
+        for name, sizes in splits.items()
+    }
     try:
         with across_processes():
             rank_sort_loss(torch.zeros(2), torch.tensor([1.0, 2.0 if rank == 1 else 0.0]))
@@ -89,34 +90,28 @@ def work(folder, split):
     torch.save(found, f"{folder}/{rank}.pt")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(n, name) for n, splits in SPLITS.items() for name in splits],
-    ids=lambda p: f"{p[0]} processes, {p[1]}",
-)
-def split(request, tmp_path_factory):
-    """A split and what each of its processes found."""
-    num, name = request.param
+@pytest.fixture(scope="module", params=SPLITS, ids=lambda num: f"{num} processes")
+def found(request, tmp_path_factory):
+    """What each of a number of processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    launch(work, num, args=(str(folder), SPLITS[num][name]))
-    return SPLITS[num][name], [torch.load(folder / f"{rank}.pt") for rank in range(num)]
+    launch(work, request.param, args=(str(folder), SPLITS[request.param]))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
 @pytest.mark.parametrize(("ranking", "balance"), CASES)
-def test_values_and_averaged_gradients_are_those_of_the_whole_batch(split, ranking, balance):
-    sizes, found = split
-    parts = [part(*size, seed=rank) for rank, size in enumerate(sizes)]
-    expected, gradients = run(parts, ranking, balance, is_global=False)
-    for rank, of_rank in enumerate(found):
-        values, ((logits, deltas),) = of_rank[ranking, balance]
-        assert values == pytest.approx(expected, rel=1e-5, abs=1e-6)
-        # DistributedDataParallel divides by the number of processes.
-        for ours, whole in ((logits, gradients[rank][0]), (deltas, gradients[rank][1])):
-            torch.testing.assert_close(ours / len(sizes), whole, rtol=1e-5, atol=1e-7)
+def test_values_and_averaged_gradients_are_those_of_the_whole_batch(found, ranking, balance):
+    for name, sizes in SPLITS[len(found)].items():
+        parts = [part(*size, seed=rank) for rank, size in enumerate(sizes)]
+        expected, gradients = run(parts, ranking, balance, is_global=False)
+        for rank, of_rank in enumerate(found):
+            values, ((logits, deltas),) = of_rank[name][ranking, balance]
+            assert values == pytest.approx(expected, rel=1e-5, abs=1e-6), name
+            # DistributedDataParallel divides by the number of processes.
+            for ours, whole in ((logits, gradients[rank][0]), (deltas, gradients[rank][1])):
+                torch.testing.assert_close(ours / len(found), whole, rtol=1e-5, atol=1e-7)
 
 
-def test_a_wrong_target_in_one_process_ends_all_of_them(split):
-    _, found = split
+def test_a_wrong_target_in_one_process_ends_all_of_them(found):
     messages = [of_rank["wrong target"] for of_rank in found]
     assert (
         messages[1]

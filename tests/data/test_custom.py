@@ -2,11 +2,13 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared
+from conftest import REPO, shared
 from detectron2.config import get_cfg
 from detectron2.data import (
     DatasetCatalog,
@@ -21,6 +23,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from rs_d2.coco.rle import encode_mask
 from rs_d2.data import CustomDataset, register_custom
 from rs_d2.utils.errors import UserError
 
@@ -214,6 +217,46 @@ def test_a_name_can_be_registered_again(tiny):
     register_custom("own", *tiny())
     assert MetadataCatalog.get("own").thing_classes == ["nut"]
     assert len(DatasetCatalog.get("own")) == 1
+
+
+NO_PARSER = """
+import sys
+from rs_d2.coco import reading
+reading.read_json = None
+from detectron2.data import DatasetCatalog
+from rs_d2.data import register_custom
+from rs_d2.evaluation import RSCOCOEvaluator
+register_custom("own", *sys.argv[1:])
+print(len(DatasetCatalog.get("own")), len(RSCOCOEvaluator("own").ground_truth.boxes))
+"""
+
+
+def test_other_processes_need_not_parse_what_one_has_checked(tiny):
+    """Neither the file, nor the copy that evaluation reads: this one has no areas."""
+    arguments = tiny()
+    register_custom("own", *arguments)
+    assert MetadataCatalog.get("own").json_file != arguments[0]
+    command = [sys.executable, "-c", NO_PARSER, *arguments]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "1"]
+
+
+def test_dicts_share_nothing_with_the_file(tiny):
+    """Whoever changes them must not change what is evaluated on."""
+    runs = encode_mask(np.eye(48, 64, dtype=bool))
+    image = {"id": 1, "file_name": "sub/a.png", "width": 64, "height": 48}
+    image |= {"neg_category_ids": [], "not_exhaustive_category_ids": [5]}
+    for mask in (runs, [[7.0, 9.0, 18.0, 9.0, 18.0, 22.0]]):
+        register_custom("own", *tiny(annotation={"segmentation": mask}, images=[image]))
+        (entry,) = DatasetCatalog.get("own")
+        entry["not_exhaustive_category_ids"].clear()
+        entry["annotations"][0]["bbox"].clear()
+        entry["annotations"][0]["segmentation"].clear()
+        (entry,) = DatasetCatalog.get("own")
+        assert entry["not_exhaustive_category_ids"] == [5]
+        assert entry["annotations"][0]["bbox"] == [7, 9, 11, 13]
+        assert entry["annotations"][0]["segmentation"] == mask
 
 
 def test_validation_takes_the_classes_of_training(tiny):

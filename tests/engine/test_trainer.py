@@ -89,3 +89,16 @@ def test_prints_appear_above_the_bars_line_by_line(monkeypatch, capsys):
         print("one", "two")
         print("three")
     assert capsys.readouterr().out == "one two\nthree\n"
+
+
+def test_alrps_balance_looks_back_on_an_epoch_of_the_training_set(cfg):
+    cfg.defrost()
+    cfg.MODEL.RPN.CRITERION.LOSS = cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS = "alrp"
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    trainer = engine.RSTrainer(cfg)
+    num_images = trainer.data_loader.num_images
+    tasks = [
+        trainer.model.proposal_generator.criterion.tasks["box"],
+        trainer.model.roi_heads.box_predictor.criterion.tasks["box"],
+    ]
+    assert [task.balancer.period for task in tasks] == [-(-num_images // 2)] * 2

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from rs_d2.config.load import find_config, load_config
-from rs_d2.export.runtime import Detections
+from rs_d2.export.runtime import ExportedDetections
 from rs_d2.prediction.predictor import InputMaker
 
 # Some levels of some pictures have more anchors than these, others fewer.
@@ -45,7 +45,7 @@ class Detector(NamedTuple):
         found = output["instances"]
         masks = found.pred_masks.numpy() if found.has("pred_masks") else None
         values = found.pred_boxes.tensor, found.scores, found.pred_classes
-        return Detections(*(value.numpy() for value in values), masks)
+        return ExportedDetections(*(value.numpy() for value in values), masks)
 
     def inputs(self, pixels):
         return InputMaker(self.cfg)(pixels)
