@@ -1,23 +1,26 @@
 #!/usr/bin/env python
 """Train or evaluate a detector with Rank & Sort Loss; ``--help`` shows examples.
 
-Exit codes: 0 done; 1 the training diverged or missed ``TEST.EXPECTED_RESULTS``; 2 a mistake in the
-arguments, config or data, named in one line; 130 interrupted.
+Exit codes: 0 done; 1 the training diverged, missed ``TEST.EXPECTED_RESULTS``, or one of its
+processes died; 2 a mistake in the arguments, config or data; each named in one line; 130
+interrupted; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-
+from rs_d2.utils.children import ProcessFailed
 from rs_d2.utils.cli import run_program, stop
 from rs_d2.utils.d2_compat import require_detectron2
-from rs_d2.utils.launch import launch
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.launch import launch, reason_of, run_as_one_of_several
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -46,20 +49,88 @@ def run(argv: Sequence[str] | None) -> int:
     require_detectron2()
     from rs_d2 import engine
 
-    args = engine.parse_args(argv)
-    cfg, notes = engine.setup(args)
     try:
-        launch(
-            work,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args, notes),
-        )
-    except KeyboardInterrupt:
-        return stop(f"interrupted; {engine.last_checkpoint_line(cfg.OUTPUT_DIR)}", 130)
+        args = engine.parse_args(argv)
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # the first one tells the same
+            return 2
+        raise
+    folder: list[str] = []
+    try:
+        if args.place is None or args.place.num_processes == 1:
+            cfg, notes = engine.setup(args)
+            folder.append(cfg.OUTPUT_DIR)
+            start_here(cfg, args, notes)
+        else:
+            join_others(args, folder)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        code, why = _why_stopped(stopped)
+        if not why:
+            raise
+        if folder and (args.place is None or args.place.rank == 0):
+            return stop(f"{why}; {engine.last_checkpoint_line(folder[0])}", code)
+        return code
+    except ProcessFailed as error:
+        return stop(f"error: {error}", error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if reason_of(error) is None or not folder:
+            raise
+        left = engine.last_checkpoint_line(folder[0])
+        return stop(f"error: {reason_of(error)}; {left}", 1)
     return 0
+
+
+def _why_stopped(stopped: BaseException) -> tuple[int, str]:
+    """Exit code of a program that a person or a batch system has stopped, and a word about it."""
+    if isinstance(stopped, KeyboardInterrupt):
+        return 130, "interrupted"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        if stopped.code == 128 + number:
+            return stopped.code, f"stopped by {number.name}"
+    return 0, ""
+
+
+def start_here(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
+    """Train in this process, or in those that are started here."""
+    from rs_d2 import engine
+
+    launch(
+        work,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args, notes),
+        left=partial(engine.last_checkpoint_line, cfg.OUTPUT_DIR),
+    )
+
+
+def join_others(args: argparse.Namespace, folder: list[str]) -> None:
+    """Train together with the processes that torchrun started beside this one.
+
+    Args:
+        args: of the program.
+        folder: takes the output folder, once that is known.
+    """
+    from detectron2.utils import comm
+
+    from rs_d2 import engine
+
+    def prepare_and_work() -> None:
+        if comm.get_local_rank():  # the first process of a machine makes files that all read
+            comm.synchronize()
+        cfg, notes = engine.setup(args)
+        folder.append(cfg.OUTPUT_DIR)
+        if not comm.get_local_rank():
+            comm.synchronize()
+        work(cfg, args, notes)
+
+    run_as_one_of_several(
+        args.place,
+        prepare_and_work,
+        tell=lambda failure: print(f"error: {failure.line}", file=sys.stderr, flush=True),
+        left=lambda: engine.last_checkpoint_line(folder[0]) if folder else "",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,15 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_program(lambda: run(argv))
     except FloatingPointError as error:
         return stop(f"error: {error}", 1)
-    except ProcessRaisedException as error:  # from one of several processes
-        diverged = re.search(r"^[\w.]+\.TrainingDiverged: (.*)$", str(error), re.MULTILINE)
-        if diverged is None:
-            raise
-        return stop(f"error: {diverged[1]}", 1)
-    except ProcessExitedException as error:
-        if error.signal_name is not None:  # killed
-            raise
-        return error.exit_code
     except KeyboardInterrupt:
         return stop("interrupted before the first iteration", 130)
 

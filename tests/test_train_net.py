@@ -12,10 +12,17 @@ from conftest import REPO
 pytest.importorskip("detectron2")
 
 from helpers.tiny import own_data, run, write_config
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import train_net
 from rs_d2 import engine
+from rs_d2.utils.children import ProcessFailed
+
+TWO = {  # what torchrun says to two processes
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "1",
+}
 
 
 @pytest.fixture
@@ -99,6 +106,9 @@ def test_what_a_dense_detector_cannot_do_is_said_before_the_training(key, what, 
         (["--num-gpus", "two"], "argument --num-gpus: invalid int value: 'two'"),
         (["--num-gpus", "0"], "--num-gpus: 0 is not at least 1"),
         (["--num-machines", "0"], "--num-machines: 0 is not at least 1"),
+        (["--machine-rank", "1"], "--machine-rank 1 must be below --num-machines 1"),
+        (["--num-machines", "2"], "--num-machines above 1 needs --dist-url"),
+        (["--dist-url", "localhost:1"], "--dist-url: 'localhost:1' is not tcp://HOST:PORT"),
         (["--train-images", "images"], "--train-images needs --train-json"),
         (["--val-json", "val.json"], "--val-json needs --train-json"),
         (["--train-json", "missing.json"], "missing.json"),
@@ -107,6 +117,17 @@ def test_what_a_dense_detector_cannot_do_is_said_before_the_training(key, what, 
 def test_wrong_arguments_are_named_in_one_line(arguments, culprit, capfd):
     assert run(*arguments) == 2
     assert culprit in error_line(capfd)
+
+
+def test_what_torchrun_says_may_not_be_contradicted(monkeypatch, capfd):
+    for name, value in {**TWO, "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert run("--num-gpus", "4") == 2
+    assert "--num-gpus 4 contradicts the environment (torchrun?), which says 2" in error_line(capfd)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run("--num-gpus", "4") == 2
+    assert capfd.readouterr().err == ""  # the first process has told
 
 
 @pytest.mark.parametrize(
@@ -209,26 +230,20 @@ def test_an_interrupt_names_the_last_checkpoint(config, blank, monkeypatch, capf
     assert "model_0000009.pth" in line
 
 
-def test_divergence_in_a_process_of_many_is_one_line(config, blank, monkeypatch, capfd):
-    trace = "Traceback ...\nrs_d2.engine.trainer.TrainingDiverged: loss_sort is nan\n"
-    error = ProcessRaisedException(trace, 1, 4711)
-    assert stopped_by(error, monkeypatch, config, blank) == 1
-    assert capfd.readouterr().err.splitlines()[-1] == "error: loss_sort is nan"
-
-
-def test_the_exit_code_of_a_process_of_many_is_kept(config, blank, monkeypatch):
-    error = ProcessExitedException("exited", error_index=0, error_pid=4711, exit_code=1)
-    assert stopped_by(error, monkeypatch, config, blank) == 1
-
-
 @pytest.mark.parametrize(
-    "error",
+    ("error", "code", "line"),
     [
-        RuntimeError("a bug"),
-        ProcessRaisedException("Traceback ...\nRuntimeError: a bug\n", 0, 4711),
-        ProcessExitedException("killed", 0, 4711, exit_code=-9, signal_name="SIGKILL"),
+        (ProcessFailed("rank 1 of 2: out of memory", 1), 1, "error: rank 1 of 2: out of memory"),
+        (MemoryError(), 1, "error: out of memory; no checkpoint has been written yet"),
+        (SystemExit(143), 143, "stopped by SIGTERM; no checkpoint has been written yet"),
     ],
 )
+def test_a_run_that_dies_says_why_in_one_line(error, code, line, config, blank, monkeypatch, capfd):
+    assert stopped_by(error, monkeypatch, config, blank) == code
+    assert capfd.readouterr().err.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
 def test_what_is_no_mistake_of_the_user_keeps_its_trace(error, config, blank, monkeypatch):
     with pytest.raises(type(error)):
         stopped_by(error, monkeypatch, config, blank)

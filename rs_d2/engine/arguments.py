@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from rs_d2.utils.cli import ProgramParser, check_pairs, positive_int
+from rs_d2.utils.place import check_arguments, check_machines, place_from_environment
 
 _EXAMPLES = """
 examples:
@@ -32,6 +33,9 @@ examples:
     python train_net.py --config-file FILE --num-gpus 8 --num-machines 2 --machine-rank 1 \\
         --dist-url tcp://FIRST_MACHINE:PORT
 
+  the same with torchrun, which says how many processes there are (docs/distributed.md):
+    torchrun --standalone --nproc-per-node 8 train_net.py --config-file FILE
+
 Config files are looked up here first, then among those of the package. KEY VALUE pairs come last.
 """
 
@@ -41,6 +45,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     Args:
         argv: arguments without the program's name; ``None`` takes those of this process.
+
+    Returns:
+        The arguments; ``place`` is this process's, where torchrun or the like has started it, and
+        ``resume`` is true in one that it has started anew.
 
     Raises:
         UserError: An argument is wrong, or a key has no value.
@@ -65,18 +73,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     processes = parser.add_argument_group("processes")
     processes.add_argument(
-        "--num-gpus", type=positive_int, default=1, metavar="N", help="of each machine"
+        "--num-gpus", type=positive_int, metavar="N", help="of each machine; default: 1"
     )
-    processes.add_argument("--num-machines", type=positive_int, default=1, metavar="N")
+    processes.add_argument("--num-machines", type=positive_int, metavar="N", help="default: 1")
+    processes.add_argument("--machine-rank", type=int, metavar="N", help="of this machine, from 0")
     processes.add_argument(
-        "--machine-rank", type=int, default=0, metavar="N", help="of this machine, from 0"
-    )
-    processes.add_argument(
-        "--dist-url", default="auto", metavar="URL", help="of the first machine; auto: a free port"
+        "--dist-url", metavar="URL", help="tcp://HOST:PORT of the first machine; auto: a free port"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys; they come last"
     )
     args = parser.parse_args(argv)
     check_pairs(args.opts)
+    _settle_processes(args)
     return args
+
+
+def _settle_processes(args: argparse.Namespace) -> None:
+    """Take the processes from torchrun's environment, or from the arguments."""
+    args.place = place = place_from_environment()
+    if place is None:
+        args.num_gpus, args.num_machines = args.num_gpus or 1, args.num_machines or 1
+        check_machines(args.num_machines, args.machine_rank, args.dist_url)
+        return
+    check_arguments(place, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    args.num_gpus, args.num_machines = place.num_local, place.num_machines
+    args.machine_rank = place.machine
+    if place.restarts and not args.eval_only:
+        args.resume = True

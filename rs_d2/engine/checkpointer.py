@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
@@ -98,6 +99,22 @@ def last_checkpoint_line(output_dir: str) -> str:
     if last is None:
         return "no checkpoint has been written yet"
     return f"the last checkpoint is {last} (--resume continues from it)"
+
+
+def set_last_aside(output_dir: str) -> None:
+    """Keep torchrun, should it restart a run that has not saved yet, from resuming an older one.
+
+    The first process renames `last_checkpoint` to `last_checkpoint.before`; the checkpoints stay.
+    """
+    tag = Path(output_dir) / "last_checkpoint"
+    if comm.is_main_process() and tag.is_file():
+        aside = tag.rename(f"{tag}.before")
+        logging.getLogger(__name__).warning(
+            "%s holds checkpoints of an earlier run, which this one does not resume: what was the"
+            " last one now stands in %s",
+            output_dir,
+            aside.name,
+        )
 
 
 def _last_checkpoint(output_dir: str) -> Path | None:

@@ -22,7 +22,7 @@ from rs_d2.config import architecture_of, lookup
 from rs_d2.config.check import check_config
 from rs_d2.config.load import find_config, load_config
 from rs_d2.data import check_datasets, check_num_classes
-from rs_d2.engine.checkpointer import check_weights
+from rs_d2.engine.checkpointer import check_weights, set_last_aside
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, OwnData, count_epochs, use_own_data
 from rs_d2.engine.solver import check_batch, scale_solver
 from rs_d2.utils.cli import as_pairs
@@ -132,6 +132,9 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_own_line)
     for note in notes:
         logging.getLogger(__name__).info(note)
+    place = getattr(args, "place", None)
+    if place is not None and place.may_restart and not (args.resume or args.eval_only):
+        set_last_aside(cfg.OUTPUT_DIR)
 
 
 def _check_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,91 +1,14 @@
 """What works the same for every Detectron2, on machines with and without a GPU."""
 
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from rs_d2.utils import d2_compat, folders, launch
+from rs_d2.utils import d2_compat, folders
 from rs_d2.utils.errors import UserError
-
-
-def add_up(folder: str) -> None:
-    """Write what this process sees of the others; runs in spawned processes."""
-    from detectron2.utils import comm
-
-    rank = comm.get_rank()
-    total = torch.tensor([rank + 1.0])
-    dist.all_reduce(total)
-    model = d2_compat.create_ddp_model(nn.Linear(2, 1, bias=False))
-    model(torch.full((1, 2), rank + 1.0)).sum().backward()
-    report = {
-        "sum": total.item(),
-        "local": [comm.get_local_rank(), comm.get_local_size()],
-        "gathered": comm.all_gather(f"rank {rank}"),
-        "gradient": model.module.weight.grad.flatten().tolist(),
-    }
-    Path(folder, f"{rank}.json").write_text(json.dumps(report))
-
-
-def complain(text: str) -> None:
-    raise UserError(text)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="processes without a GPU")
-def test_two_cpu_processes_work_together(tmp_path):
-    launch.launch(add_up, 2, args=(str(tmp_path),))
-    for rank in range(2):
-        report = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert report["sum"] == 3.0
-        assert report["local"] == [rank, 2]
-        assert report["gathered"] == ["rank 0", "rank 1"]
-        assert report["gradient"] == [1.5, 1.5]  # the mean over processes
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="processes without a GPU")
-def test_error_of_the_user_in_a_worker_stays_one_line():
-    with pytest.raises(UserError, match=r"^no such file: x\.json$"):
-        launch.launch(complain, 2, args=("no such file: x.json",))
-
-
-def test_bug_in_a_worker_keeps_its_traceback():
-    bug = torch.multiprocessing.ProcessRaisedException("in crash\nZeroDivisionError: a bug", 0, 1)
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException) as error:
-        launch._reraise_user_error(bug)
-    assert error.value is bug
-
-
-def test_single_process_runs_in_place():
-    seen = []
-    launch.launch(seen.append, 1, args=(1,))
-    assert seen == [1]
-    with pytest.raises(UserError, match="this line"):
-        launch.launch(complain, 1, args=("this line",))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_more_gpus_than_there_are_is_one_line():
-    with pytest.raises(UserError, match="--num-gpus 99: this machine has"):
-        launch.launch(complain, 99, args=("never",))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "culprit"),
-    [
-        ({"num_gpus_per_machine": 0}, "--num-gpus 0"),
-        ({"num_gpus_per_machine": 1, "num_machines": 2}, "--dist-url"),
-        ({"num_gpus_per_machine": 1, "machine_rank": 1}, "--machine-rank 1"),
-    ],
-)
-def test_impossible_numbers_name_the_argument(arguments, culprit):
-    with pytest.raises(UserError, match=culprit):
-        launch.launch(complain, args=("never",), **arguments)
 
 
 def test_one_process_needs_no_wrapper():
