@@ -168,14 +168,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_iteration_and_the_loss(config,
     options = ["OUTPUT_DIR", str(blank / "output"), "SOLVER.CHECKPOINT_PERIOD", "1"]
 
     def with_nan(trainer):
-        loss = trainer.model.roi_heads.box_predictor.losses
+        loss = trainer.model.roi_heads.box_predictor.named_losses
 
         def broken(*args):
             losses = loss(*args)
             return {**losses, "loss_sort": losses["loss_sort"] * float("nan")}
 
         if trainer.iter == 1:
-            trainer.model.roi_heads.box_predictor.losses = broken
+            trainer.model.roi_heads.box_predictor.named_losses = broken
         step(trainer)
 
     step = engine.RSTrainer.run_step

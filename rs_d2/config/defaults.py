@@ -30,6 +30,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
+    "SOLVER.ON_NONFINITE": ("error", "skip"),
     "TEST.EVALUATOR_ENGINE": ("auto", "hotcoco", "reference"),
 }
 for _head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
@@ -167,6 +168,11 @@ def _add_training_keys(cfg: Any) -> None:
     # Detectron2's SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be full_model: the norm of all gradients
     # together is clipped to CLIP_VALUE.
     cfg.SOLVER.OPTIMIZER = "sgd"
+    # A loss or gradient that is not finite. error: stop, name its images and the module it comes
+    # from, and leave the batch in OUTPUT_DIR/nonfinite_*.pth. skip: do without that iteration and
+    # count it, until more than NONFINITE_LIMIT in a row had to be skipped.
+    cfg.SOLVER.ON_NONFINITE = "error"
+    cfg.SOLVER.NONFINITE_LIMIT = 10
     # How RepeatFactorTrainingSampler makes an image's repeat factor whole. ceil: rounded up, as
     # published; stochastic: up with the probability of its fraction, Detectron2's way.
     cfg.DATALOADER.REPEAT_ROUNDING = "ceil"

@@ -2,12 +2,13 @@
 
 from rs_d2.engine.arguments import parse_args
 from rs_d2.engine.checkpointer import last_checkpoint_line
+from rs_d2.engine.nonfinite import TrainingDiverged
 from rs_d2.engine.own_data import OwnData
 from rs_d2.engine.progress import console_above_bars
 from rs_d2.engine.results import finish
 from rs_d2.engine.setup import prepare, setup, start_process
 from rs_d2.engine.solver import build_optimizer, scale_solver
-from rs_d2.engine.trainer import RSTrainer, TrainingDiverged
+from rs_d2.engine.trainer import RSTrainer
 
 __all__ = [
     "OwnData",
