@@ -2,7 +2,8 @@
 """Train or evaluate a detector with Rank & Sort Loss; ``--help`` shows examples.
 
 Exit codes: 0 done; 1 the training diverged or missed ``TEST.EXPECTED_RESULTS``; 2 a mistake in the
-arguments, config or data, named in one line; 130 interrupted.
+arguments, config or data, named in one line; 130 interrupted; 143 stopped by SIGTERM, 138 by
+SIGUSR1, with a checkpoint of the iteration then done (``--resume`` goes on from it).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -18,6 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from rs_d2.utils.cli import run_program, stop
 from rs_d2.utils.d2_compat import require_detectron2
 from rs_d2.utils.launch import launch
+from rs_d2.utils.stopping import TrainingStopped, passed_on_to_children
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -28,8 +31,8 @@ def work(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
     from rs_d2 import engine
     from rs_d2.checkpoint.loading import load_for_evaluation
 
-    engine.start_process(cfg, args, notes)
-    with engine.console_above_bars():
+    with engine.output_folder(cfg), engine.console_above_bars():
+        engine.start_process(cfg, args, notes)
         if args.eval_only:
             model = engine.RSTrainer.build_model(cfg)
             load_for_evaluation(cfg, model, resume=args.resume)
@@ -49,14 +52,17 @@ def run(argv: Sequence[str] | None) -> int:
     args = engine.parse_args(argv)
     cfg, notes = engine.setup(args)
     try:
-        launch(
-            work,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args, notes),
-        )
+        with passed_on_to_children() if args.num_gpus > 1 else nullcontext():
+            launch(
+                work,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(cfg, args, notes),
+            )
+    except TrainingStopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
         return stop(f"interrupted; {engine.last_checkpoint_line(cfg.OUTPUT_DIR)}", 130)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import weakref
@@ -51,9 +50,6 @@ from rs_d2.utils.random_state import seed_all
 from rs_d2.utils.stopping import TrainingStopped, stop_signal, stop_signals
 
 _logger = logging.getLogger(__name__)
-
-# What the user can mend, of all that writing a file may fail of.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 
 
 class RSTrainer(DefaultTrainer):
@@ -104,26 +100,17 @@ class RSTrainer(DefaultTrainer):
         Raises:
             TrainingDiverged: A loss, gradient or weight is not finite.
             TrainingStopped: SIGTERM or SIGUSR1 has come; there is a checkpoint of this iteration.
-            UserError: The output folder cannot be written any more.
+            UserError: A checkpoint cannot be written.
         """
         self._loader.start(self.seed, self.start_iter)
-        try:
-            with stop_signals():
+        with stop_signals():
+            try:
                 # Not DefaultTrainer's: that may end the program before the results are written.
-                try:
-                    super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
-                except TrainingStopped:
-                    if self.iter < self.max_iter:  # while evaluating in between
-                        self._checkpoints.save()
-                    raise
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
+                super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+            except TrainingStopped:
+                if self.iter < self.max_iter and comm.is_main_process():
+                    self._checkpoints.save()  # unless it is there: while evaluating in between
                 raise
-            where = error.filename or self.cfg.OUTPUT_DIR
-            raise UserError(
-                f"{where} cannot be written ({error.strerror});"
-                f" {last_checkpoint_line(self.cfg.OUTPUT_DIR)}"
-            ) from error
         if self._last_eval_results:  # of the final weights, which were saved before them
             self.checkpointer.add_results("model_final", self._last_eval_results)
         return self._last_eval_results

@@ -96,7 +96,7 @@ def toy_trainer(cfg, resume=False):
     """A trainer that has loaded what it goes on from."""
     from detectron2.utils.env import seed_all_rng
 
-    seed_all_rng(cfg.SEED)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     trainer = ToyTrainer(cfg)
     trainer.resume_or_load(resume=resume)
     return trainer
