@@ -3,7 +3,8 @@
 
 Exit codes: 0 done; 1 the training diverged, missed ``TEST.EXPECTED_RESULTS``, or one of its
 processes died; 2 a mistake in the arguments, config or data; each named in one line; 130
-interrupted; 143 stopped by SIGTERM.
+interrupted; 143 stopped by SIGTERM, 138 by SIGUSR1, with a checkpoint of the iteration then done
+(``--resume`` goes on from it).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def work(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
     from rs_d2 import engine
     from rs_d2.checkpoint.loading import load_for_evaluation
 
-    engine.start_process(cfg, args, notes)
-    with engine.console_above_bars():
+    with engine.output_folder(cfg), engine.console_above_bars():
+        engine.start_process(cfg, args, notes)
         if args.eval_only:
             model = engine.RSTrainer.build_model(cfg)
             load_for_evaluation(cfg, model, resume=args.resume)

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from rs_d2.checkpoint.files import read_checkpoint, read_pickle
+from rs_d2.checkpoint.last import not_finite, resumable_checkpoint
 from rs_d2.checkpoint.torchvision import torchvision_resnet
 from rs_d2.utils.errors import UserError
 
@@ -37,7 +38,8 @@ class RSCheckpointer(DetectionCheckpointer):
             kwargs: see ``args``.
 
         Raises:
-            UserError: The file is absent, not a checkpoint, or shares no tensor with the model.
+            UserError: The file is absent, not a checkpoint, shares no tensor with the model, or has
+                weights that are not finite.
         """
         self._content = content
         try:
@@ -77,6 +79,11 @@ class RSCheckpointer(DetectionCheckpointer):
                 f"MODEL.WEIGHTS: no tensor of {self._filename} fits this model; is it a checkpoint"
                 " of another config?"
             )
+        for name in not_finite(self.model.state_dict()):
+            raise UserError(
+                f"MODEL.WEIGHTS: {self._filename} has a NaN or an infinite value in {name}: these"
+                " weights are broken"
+            )
         return incompatible
 
 
@@ -102,8 +109,11 @@ def load_for_evaluation(
         UserError: The file does not fit: evaluating a head left at random would mislead.
     """
     checkpointer = RSCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
+    found = resumable_checkpoint(cfg.OUTPUT_DIR) if resume else None
+    if found is not None:
+        for problem in found.problems:
+            checkpointer.logger.warning(f"--resume: {problem}; taking {found.path.name}")
+        checkpointer.load(str(found.path))
     else:
         checkpointer.load(cfg.MODEL.WEIGHTS, content=content)
     for name, shape in checkpointer.unset.items():

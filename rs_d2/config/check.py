@@ -22,6 +22,14 @@ from rs_d2.config.architectures import architecture_of, lookup
 from rs_d2.config.defaults import CHOICES, OPEN_KEYS
 from rs_d2.utils.errors import UserError, did_you_mean
 
+_LEAST = {
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.NONFINITE_LIMIT": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+    "VIS_PERIOD": 0,
+}
 _CLIP_TYPES = ("value", "norm", "full_model")
 
 
@@ -33,6 +41,9 @@ def check_config(cfg: CfgNode) -> None:
     """
     check_choices(cfg)
     check_clip_type(cfg)
+    for key, least in _LEAST.items():
+        if lookup(cfg, key) < least:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not at least {least}")
     _check_abilities(cfg)
     for key, name, registry in _registered_names(cfg):
         if name not in registry:

@@ -31,6 +31,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
+    "SOLVER.ON_NONFINITE": ("error", "skip"),
     "TEST.EVALUATOR_ENGINE": ("auto", "hotcoco", "reference"),
 }
 for _head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
@@ -176,6 +177,11 @@ def _add_training_keys(cfg: Any) -> None:
     # skip: tell it in the log, with a count, and take another one at random; 100 in a row end the
     # training. error: end the training. In evaluation it is an error either way.
     cfg.DATALOADER.ON_BAD_IMAGE = "skip"
+    # A loss or gradient that is not finite. error: stop, name its images and the module it comes
+    # from, and leave the batch in OUTPUT_DIR/nonfinite_*.pth. skip: do without that iteration and
+    # count it, until more than NONFINITE_LIMIT in a row had to be skipped.
+    cfg.SOLVER.ON_NONFINITE = "error"
+    cfg.SOLVER.NONFINITE_LIMIT = 10
     # How RepeatFactorTrainingSampler makes an image's repeat factor whole. ceil: rounded up, as
     # published; stochastic: up with the probability of its fraction, Detectron2's way.
     cfg.DATALOADER.REPEAT_ROUNDING = "ceil"

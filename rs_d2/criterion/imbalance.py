@@ -36,6 +36,16 @@ class ImbalanceMeter:
         self._positives[stage] += positives
         self._negatives[stage] += negatives
 
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """What was counted."""
+        return {"positives": dict(self._positives), "negatives": dict(self._negatives)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Go on from what ``state_dict`` gave of the same stages."""
+        for stage in self._positives.keys() & state["positives"].keys():
+            self._positives[stage] = state["positives"][stage]
+            self._negatives[stage] = state["negatives"][stage]
+
     def ratios(self) -> dict[str, float]:
         """Negatives for one positive: of all counted together; NaN without any.
 

@@ -1,4 +1,4 @@
-"""Images of rare classes more often: LVIS's class-balanced repeat."""
+"""The order of the training images; rare classes more often by LVIS's class-balanced repeat."""
 
 from __future__ import annotations
 
@@ -41,22 +41,43 @@ def repeat_factors(
 
 
 def build_repeat_sampler(
-    dataset_dicts: Sequence[dict[str, Any]], threshold: float, rounding: str
+    dataset_dicts: Sequence[dict[str, Any]],
+    threshold: float,
+    rounding: str,
+    seed: int | None = None,
 ) -> Sampler:
     """An endless sampler that shows each image as often as ``repeat_factors`` says."""
     from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-    return RepeatFactorTrainingSampler(repeat_factors(dataset_dicts, threshold, rounding))
+    factors = repeat_factors(dataset_dicts, threshold, rounding)
+    return RepeatFactorTrainingSampler(factors, seed=seed)
 
 
-def build_train_sampler(cfg: Any, dataset_dicts: Sequence[dict[str, Any]]) -> Sampler | None:
-    """The sampler for `build_detection_train_loader`; None leaves the choice to Detectron2.
+def build_train_sampler(
+    cfg: Any, dataset_dicts: Sequence[dict[str, Any]], seed: int | None = None
+) -> Sampler:
+    """The endless sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
 
     Args:
-        cfg: config with `DATALOADER.{SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_ROUNDING}`.
+        cfg: config with `DATALOADER.{SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_ROUNDING,
+            RANDOM_SUBSET_RATIO}`.
         dataset_dicts: what the loader will index, after empty images were filtered out.
+        seed: the order of the images follows from it; it must be the same in all processes. None
+            draws one.
+
+    Raises:
+        UserError: The sampler is unknown.
     """
-    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
-        return None
-    keys = cfg.DATALOADER
-    return build_repeat_sampler(dataset_dicts, keys.REPEAT_THRESHOLD, keys.REPEAT_ROUNDING)
+    from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+
+    keys, size = cfg.DATALOADER, len(dataset_dicts)
+    if keys.SAMPLER_TRAIN == "TrainingSampler":
+        return TrainingSampler(size, seed=seed)
+    if keys.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        threshold, rounding = keys.REPEAT_THRESHOLD, keys.REPEAT_ROUNDING
+        return build_repeat_sampler(dataset_dicts, threshold, rounding, seed)
+    if keys.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        ratio = keys.RANDOM_SUBSET_RATIO
+        return RandomSubsetTrainingSampler(size, ratio, seed_shuffle=seed, seed_subset=seed)
+    known = "TrainingSampler, RepeatFactorTrainingSampler, RandomSubsetTrainingSampler"
+    raise UserError(f"DATALOADER.SAMPLER_TRAIN: '{keys.SAMPLER_TRAIN}' is not one of {known}")

@@ -14,10 +14,15 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from rs_d2.checkpoint.files import read_checkpoint, write_checkpoint
+from rs_d2.checkpoint.last import TAG, not_finite, resumable_checkpoint, tagged_checkpoint
 from rs_d2.checkpoint.loading import RSCheckpointer, training_classes
-from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata
+from rs_d2.checkpoint.metadata import ENTRY, CheckpointMetadata, read_metadata
 from rs_d2.checkpoint.revision import code_revision
+from rs_d2.config import lookup
+from rs_d2.config.load import config_from_text
+from rs_d2.engine.nonfinite import TrainingDiverged
 from rs_d2.engine.results import flat_metrics
+from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 
 
@@ -39,6 +44,10 @@ class TrainingCheckpointer(RSCheckpointer):
             name: of the file, without its ending.
             results: of an evaluation of just this model.
             kwargs: further entries, such as ``iteration``.
+
+        Raises:
+            TrainingDiverged: A weight, or what the optimizer remembers, is not finite.
+            UserError: The file cannot be written.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -46,9 +55,58 @@ class TrainingCheckpointer(RSCheckpointer):
         content = {"model": self.model.state_dict(), ENTRY: about.to_entry(), **kwargs}
         content.update((key, each.state_dict()) for key, each in self.checkpointables.items())
         path = Path(self.save_dir) / f"{name}.pth"
+        broken = next(not_finite(content["model"]), None)
+        broken = broken or next(not_finite({**content, "model": ()}), None)
+        left = last_checkpoint_line(self.save_dir)
+        if broken is not None:
+            raise TrainingDiverged(
+                f"training diverged: {broken} is not finite, {path} is not written; a lower"
+                f" SOLVER.BASE_LR may help; {left}"
+            )
         self.logger.info(f"Saving checkpoint to {path}")
-        write_checkpoint(content, path)
-        self.tag_last_checkpoint(path.name)
+        try:
+            write_checkpoint(content, path)
+            self.tag_last_checkpoint(path.name)
+        except UserError as error:
+            raise UserError(f"{error}; {left}") from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Point ``last_checkpoint`` to a file, whole or not at all."""
+        with atomic_write(Path(self.save_dir) / TAG, "w") as file:
+            file.write(last_filename_basename)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Go on from the last good checkpoint of the folder, or else load only weights.
+
+        Raises:
+            UserError: A file cannot be used, or the checkpoint is that of another model.
+        """
+        found = resumable_checkpoint(self.save_dir) if resume else None
+        if found is None:
+            return self.load(path, checkpointables=[])
+        for problem in found.problems:
+            self.logger.warning(f"--resume: {problem}; going on from {found.path.name}")
+        content = read_checkpoint(found.path)
+        self._check_same_model(content, found.path)
+        rest = self.load(str(found.path), content=content)
+        for name in self.unset:
+            raise UserError(
+                f"--resume: {found.path} does not fit this config: {name} is missing or has another"
+                " shape; start anew with another OUTPUT_DIR"
+            )
+        return rest
+
+    def _check_same_model(self, content: dict[str, Any], path: Path) -> None:
+        stored = read_metadata(content, str(path))
+        if stored is None:  # of an older version
+            return
+        before = config_from_text(stored.config, str(path))
+        for key in ("MODEL.META_ARCHITECTURE", "SOLVER.OPTIMIZER"):
+            if lookup(before, key) != lookup(self._cfg, key):
+                raise UserError(
+                    f"--resume: {path} was trained with {key} {lookup(before, key)}, not"
+                    f" {lookup(self._cfg, key)}; start anew with another OUTPUT_DIR"
+                )
 
     def add_results(self, name: str, results: Mapping[str, Any]) -> None:
         """Put the results of an evaluation into a checkpoint that was written before it."""
@@ -78,10 +136,7 @@ def check_weights(cfg: CfgNode, *, resume: bool, eval_only: bool) -> None:
     Raises:
         UserError: There is no such file, or nothing to evaluate.
     """
-    last = _last_checkpoint(cfg.OUTPUT_DIR) if resume else None
-    if last is not None:
-        if not PathManager.isfile(str(last)):
-            raise UserError(f"--resume: {last}, named by {last.parent}/last_checkpoint, is missing")
+    if resume and resumable_checkpoint(cfg.OUTPUT_DIR) is not None:
         return
     weights = cfg.MODEL.WEIGHTS
     if not weights and eval_only:
@@ -95,7 +150,7 @@ def check_weights(cfg: CfgNode, *, resume: bool, eval_only: bool) -> None:
 
 def last_checkpoint_line(output_dir: str) -> str:
     """Say which checkpoint a stopped run left behind."""
-    last = _last_checkpoint(output_dir)
+    last = tagged_checkpoint(output_dir)
     if last is None:
         return "no checkpoint has been written yet"
     return f"the last checkpoint is {last} (--resume continues from it)"
@@ -106,7 +161,7 @@ def set_last_aside(output_dir: str) -> None:
 
     The first process renames `last_checkpoint` to `last_checkpoint.before`; the checkpoints stay.
     """
-    tag = Path(output_dir) / "last_checkpoint"
+    tag = Path(output_dir) / TAG
     if comm.is_main_process() and tag.is_file():
         aside = tag.rename(f"{tag}.before")
         logging.getLogger(__name__).warning(
@@ -115,8 +170,3 @@ def set_last_aside(output_dir: str) -> None:
             output_dir,
             aside.name,
         )
-
-
-def _last_checkpoint(output_dir: str) -> Path | None:
-    tag = Path(output_dir) / "last_checkpoint"
-    return Path(output_dir) / tag.read_text().strip() if tag.is_file() else None

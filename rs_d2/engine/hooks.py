@@ -23,14 +23,15 @@ from rs_d2.coco.pixels import open_image
 from rs_d2.config import architecture_of
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
+from rs_d2.engine.iteration_log import LOG_PERIOD
 from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.stopping import TrainingStopped
 
 _logger = logging.getLogger(__name__)
 
 BEST = "model_best"
 
-_LOG_PERIOD = 20  # iterations, that of Detectron2's writers
 _IMBALANCE_PERIOD = 500  # iterations that are averaged
 _DRAWN = 4  # training images
 
@@ -49,11 +50,12 @@ class LoggedImbalance:
     Attributes:
         names: the first columns of the published table: the data set, and the samplers of stages
             that have one.
+        meter: what counts.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self._stages = architecture_of(cfg).stages
-        self._meter = ImbalanceMeter({stage.name: stage.num_tasks(cfg) for stage in self._stages})
+        self.meter = ImbalanceMeter({stage.name: stage.num_tasks(cfg) for stage in self._stages})
         self.names = {"data set": ", ".join(cfg.DATASETS.TRAIN)}
         for stage in self._stages:
             if stage.sampler is not None:
@@ -65,12 +67,12 @@ class LoggedImbalance:
         for stage in self._stages:
             scalars = stage.positives, stage.negatives
             if all(scalar in latest for scalar in scalars):
-                self._meter.update(stage.name, *(latest[scalar][0] for scalar in scalars))
+                self.meter.update(stage.name, *(latest[scalar][0] for scalar in scalars))
 
     def take(self) -> dict[str, float]:
         """The ratios of what was counted since the last call, as ``ImbalanceMeter`` names them."""
-        ratios = self._meter.ratios()
-        self._meter.reset()
+        ratios = self.meter.ratios()
+        self.meter.reset()
         return ratios
 
 
@@ -101,6 +103,14 @@ class ImbalanceStatistics(HookBase):
             finite = {name: value if value == value else None for name, value in ratios.items()}
             self._path.write_text(json.dumps({**self._meter.names, **finite}, indent=1) + "\n")
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted of the interval."""
+        return self._meter.meter.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        self._meter.meter.load_state_dict(state)
+
 
 class BalanceCoefficients(HookBase):
     """Log by how much the balancers scale their losses, as `balance/{name of the module}`."""
@@ -116,7 +126,7 @@ class BalanceCoefficients(HookBase):
 
     def after_step(self) -> None:
         """Log every 20th iteration: to read a value off a GPU makes it wait."""
-        if (self.trainer.iter + 1) % _LOG_PERIOD == 0:
+        if (self.trainer.iter + 1) % LOG_PERIOD == 0:
             for name, (loss, balanced) in self._seen.items():
                 if loss != 0:
                     self.trainer.storage.put_scalar(f"balance/{name}", float(balanced / loss))
@@ -129,6 +139,48 @@ class BalanceCoefficients(HookBase):
 
     def _keep(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         self._seen[name] = args[0].detach(), output.detach()
+
+
+class Checkpoints(HookBase):
+    """Write a checkpoint every ``period`` iterations, after the last, and when a signal asks.
+
+    To stand in all processes, after everything that an iteration changes and before an evaluation,
+    which may fail.
+
+    Args:
+        period: in iterations.
+        checkpointer: saves the model and the trainer.
+    """
+
+    def __init__(self, period: int, checkpointer: Any) -> None:
+        self._period, self._checkpointer = period, checkpointer
+        self._saved = -1  # iteration
+
+    def after_step(self) -> None:
+        """Save, if it is time.
+
+        Raises:
+            TrainingStopped: A signal came in this iteration, in any process.
+        """
+        trainer = self.trainer
+        done = trainer.iter + 1
+        is_last, signal = done >= trainer.max_iter, trainer.asked_to_stop
+        if done % self._period == 0 or is_last or signal:
+            trainer.collect_buffers()
+            if done % self._period == 0 or not is_last:
+                self.save()
+            if is_last:
+                self._checkpointer.save("model_final", iteration=trainer.iter)
+        if signal and not is_last:
+            comm.synchronize()  # the others wait until the file is whole
+            raise TrainingStopped(signal)
+
+    def save(self) -> None:
+        """Write the checkpoint of this iteration, unless it has been written."""
+        iteration = self.trainer.iter
+        if self._saved != iteration:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            self._saved = iteration
 
 
 class KeepBest(HookBase):

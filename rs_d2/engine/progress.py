@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from rs_d2.utils.stopping import stop_if_asked
 from rs_d2.utils.terminal import is_live
 
 _LOGGERS = ("detectron2", "fvcore", "rs_d2")
@@ -56,7 +57,8 @@ class TrainingProgress(HookBase):
     def after_step(self) -> None:
         """Move the bar, or log a line when another tenth of the iterations is done."""
         done = self.trainer.iter + 1
-        loss = self.trainer.storage.latest()["total_loss"][0]
+        # none yet where the first iterations had to be skipped
+        loss, _ = self.trainer.storage.latest().get("total_loss", (float("nan"), 0))
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self._bar.update()
@@ -96,9 +98,12 @@ class LoaderWithBar:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
+        loader = self._loader
         if is_live():
-            return iter(tqdm(self._loader, self._label, unit="im", leave=False, dynamic_ncols=True))
-        return iter(self._loader)
+            loader = tqdm(loader, self._label, unit="im", leave=False, dynamic_ncols=True)
+        for batch in loader:
+            stop_if_asked()  # an evaluation may take longer than a batch system waits
+            yield batch
 
 
 class _AboveBars(io.TextIOBase):

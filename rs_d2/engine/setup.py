@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -22,19 +24,29 @@ from rs_d2.config import architecture_of, lookup
 from rs_d2.config.check import check_config
 from rs_d2.config.load import find_config, load_config
 from rs_d2.data import check_datasets, check_num_classes
-from rs_d2.engine.checkpointer import check_weights, set_last_aside
+from rs_d2.engine.checkpointer import check_weights, last_checkpoint_line, set_last_aside
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, OwnData, count_epochs, use_own_data
 from rs_d2.engine.solver import check_batch, scale_solver
+from rs_d2.evaluation import METRICS
+from rs_d2.evaluation.build import EVALUATORS
 from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.d2_compat import silence_torch
-from rs_d2.utils.errors import UserError
+from rs_d2.utils.errors import UserError, did_you_mean
 from rs_d2.utils.folders import make_folder
 from rs_d2.utils.outputs import check_outputs, same_file
+from rs_d2.utils.run_lock import locked_folder
 
 CONFIG_COPY = "config.yaml"  # Detectron2's name for it
 RUN_FILES = (  # what every run may write into its output folder, checkpoints aside
     *("metrics.json", "train_log.jsonl", "model_best.json", "imbalance.json"),
     *("last_checkpoint", "log.txt"),
+)
+# What the user can mend, of all that writing a file may fail of.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
+# What an evaluation states beside METRICS, see Evaluation.summary.
+_FURTHER_METRICS = (
+    *("oLRPs", "oLRPm", "oLRPl", "oLRPr", "oLRPc", "oLRPf"),
+    *("AR", "ARs", "ARm", "ARl"),
 )
 
 
@@ -85,6 +97,7 @@ def prepare(
     notes += scale_solver(cfg, given)
     notes += [] if eval_only else count_epochs(cfg)
     _check_data(cfg, eval_only)
+    _check_best_metric(cfg)
     check_weights(cfg, resume=resume, eval_only=eval_only)
     make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     cfg.freeze()
@@ -108,6 +121,28 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     )
     _check_outputs(cfg, args)
     return cfg, notes
+
+
+@contextmanager
+def output_folder(cfg: CfgNode) -> Iterator[None]:
+    """Keep the output folder for this run in the ``with`` block; to be entered in every process.
+
+    Raises:
+        UserError: Another run has the folder, or it cannot be written (any more).
+    """
+    raises, logging.raiseExceptions = logging.raiseExceptions, False  # of a log file on a full disk
+    try:
+        with locked_folder(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+            yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or cfg.OUTPUT_DIR
+        raise UserError(
+            f"{where} cannot be written ({error.strerror}); {last_checkpoint_line(cfg.OUTPUT_DIR)}"
+        ) from error
+    finally:
+        logging.raiseExceptions = raises
 
 
 def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
@@ -209,7 +244,37 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
         check_num_classes(names, lookup(cfg, key), key)
 
 
+def _check_best_metric(cfg: CfgNode) -> None:
+    """A mistake in it would show at the first evaluation, which may be days away."""
+    metric, tests = cfg.TEST.BEST_METRIC, cfg.DATASETS.TEST
+    tasks = architecture_of(cfg).tasks(cfg)
+    kinds = {MetadataCatalog.get(name).get("evaluator_type") for name in tests}
+    if not metric:
+        return
+    if not tests:
+        raise UserError(f"TEST.BEST_METRIC: {metric}, but DATASETS.TEST is empty")
+    if not tasks or not kinds <= EVALUATORS.keys():  # numbers of evaluators that are not ours
+        return
+    known = []
+    for name in tests:
+        has_masks = MetadataCatalog.get(name).get("has_masks", True)
+        dataset = f"{name}/" if len(tests) > 1 else ""
+        numbers = [*METRICS, *_FURTHER_METRICS]
+        numbers += [f"{number}_fixed" for number in numbers] if cfg.TEST.FIXED_AP else []
+        known += [
+            f"{dataset}{task}/{number}"
+            for task in tasks
+            if task == "bbox" or has_masks
+            for number in numbers
+        ]
+    if cfg.TEST.AUG.ENABLED:
+        known += [f"{first}_TTA/{rest}" for first, rest in (name.split("/", 1) for name in known)]
+    if metric not in known:
+        hint = did_you_mean(metric, known) or f"; such as {known[0]}"
+        raise UserError(f"TEST.BEST_METRIC: '{metric}' is no result of this evaluation{hint}")
+
+
 def _has_own_line(record: logging.LogRecord) -> bool:
     """Drop the trace Detectron2 logs for what ``train_net.py`` reports in one line."""
-    expected = (UserError, FloatingPointError)
+    expected = (UserError, FloatingPointError, OSError)
     return not (record.exc_info and isinstance(record.exc_info[1], expected))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import weakref
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,32 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-)
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from torch import nn
 
 from rs_d2.criterion.balancing import set_epochs
 from rs_d2.data import build_train_sampler
 from rs_d2.data.mapper import ImageMapper
+from rs_d2.data.train_loader import TrainLoader
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
-from rs_d2.engine.hooks import KeepBest, build_statistics_hooks
+from rs_d2.engine.hooks import Checkpoints, KeepBest, build_statistics_hooks
+from rs_d2.engine.iteration_log import ITERATION_LOG, IterationLog, RecentScalars
+from rs_d2.engine.loop import AMPLoop, Batches, Loop, largest
+from rs_d2.engine.nonfinite import (
+    NotFinite,
+    TrainingDiverged,
+    broken_gradient,
+    broken_losses,
+    diagnose,
+    running_buffers,
+    write_diagnosis,
+)
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
 from rs_d2.engine.solver import build_optimizer
 from rs_d2.evaluation import build_evaluator
@@ -38,20 +47,22 @@ from rs_d2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 from rs_d2.report.run import report_of_run
 from rs_d2.utils.d2_compat import create_ddp_model
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.random_state import seed_all
+from rs_d2.utils.stopping import TrainingStopped, stop_signal, stop_signals
 
-ITERATION_LOG = "train_log.jsonl"  # Detectron2 would call it metrics.json, the name of our results
-_NOT_FINITE = re.compile(r"'(\w+)': (?:np\.\w+\()?(-?inf|nan)\b")
-
-
-class TrainingDiverged(FloatingPointError):
-    """A loss is no longer a finite number; one line says which, and which checkpoint is left."""
+_logger = logging.getLogger(__name__)
 
 
 class RSTrainer(DefaultTrainer):
     """Train on the data, with the optimizer and schedule of a config, and evaluate as it says.
 
-    It runs on CPU and GPU, alone or as one of several processes. Unlike Detectron2 0.6, it also
-    saves and resumes the state of the optimizer.
+    It runs on CPU and GPU, alone or as one of several processes. A resumed run does what the run
+    before would have done: the random numbers of an iteration follow from the run's seed and its
+    number, the images too, and the rest stands in the checkpoint.
+
+    Attributes:
+        seed: of the run, the same in all processes.
+        asked_to_stop: number of the signal that any process got in this iteration or before; 0.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -62,16 +73,23 @@ class RSTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         set_epochs(model, -(-loader.num_images // cfg.SOLVER.IMS_PER_BATCH))
+        self._loader = Batches(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        loop = AMPLoop if cfg.SOLVER.AMP.ENABLED else Loop
         self._trainer = loop(
             model=create_ddp_model(model, broadcast_buffers=False),
-            data_loader=loader,
+            data_loader=self._loader,
             optimizer=optimizer,
         )
+        self._trainer.look = self._look
         self.checkpointer = TrainingCheckpointer(cfg, model, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.seed = self._loader.seed
+        self.asked_to_stop = 0
+        self._skipped = self._skipped_in_a_row = 0
+        self._buffers: list[dict[str, torch.Tensor]] | None = None  # of every process
+        self._own_buffers = dict(running_buffers(model))
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
@@ -83,39 +101,91 @@ class RSTrainer(DefaultTrainer):
             test set, and in all processes but the first.
 
         Raises:
-            TrainingDiverged: A loss is not finite.
+            TrainingDiverged: A loss, gradient or weight is not finite.
+            TrainingStopped: SIGTERM or SIGUSR1 has come; there is a checkpoint of this iteration.
+            UserError: A checkpoint cannot be written.
         """
-        # Not DefaultTrainer's method: that may end the program before the results are written.
-        super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        self._loader.start(self.seed, self.start_iter)
+        with stop_signals():
+            try:
+                # Not DefaultTrainer's: that may end the program before the results are written.
+                super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+            except TrainingStopped:
+                if self.iter < self.max_iter and comm.is_main_process():
+                    self._checkpoints.save()  # unless it is there: while evaluating in between
+                raise
         if self._last_eval_results:  # of the final weights, which were saved before them
             self.checkpointer.add_results("model_final", self._last_eval_results)
         return self._last_eval_results
 
     def run_step(self) -> None:
-        """Do one iteration."""
+        """Do one iteration, or none where a number is not finite and ``ON_NONFINITE`` is skip."""
+        seed_all(self.seed, comm.get_rank(), self.iter)
+        skips = self.cfg.SOLVER.ON_NONFINITE == "skip"
+        before = {name: value.clone() for name, value in self._own_buffers.items()} if skips else {}
         try:
             super().run_step()
-        except FloatingPointError as error:
-            raise TrainingDiverged(self._describe(error)) from error
+        except NotFinite as found:
+            if not skips or self._skipped_in_a_row >= self.cfg.SOLVER.NONFINITE_LIMIT:
+                raise TrainingDiverged(self._tell(found)) from None
+            self._skip(found, before)
+        except FloatingPointError as error:  # Detectron2's own, of an overflow in the logged sum
+            what = str(error).splitlines()[0]
+            raise TrainingDiverged(self._divergence_line(what)) from error
+        else:
+            self._skipped_in_a_row = 0
+
+    def collect_buffers(self) -> None:
+        """Give the first process what the others' balancers and norms remember; call in all."""
+        if comm.get_world_size() > 1:
+            own = {name: value.cpu() for name, value in self._own_buffers.items()}
+            self._buffers = comm.gather(own) or None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, in the form of Detectron2's main branch."""
         state = super().state_dict()
         state.setdefault("_trainer", self._trainer.state_dict())  # 0.6 leaves the optimizer out
+        state["run"] = {
+            "seed": self.seed,
+            "world_size": comm.get_world_size(),
+            "batch": self.cfg.SOLVER.IMS_PER_BATCH,
+            "skipped": self._skipped,
+            "buffers": self._buffers,
+        }
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore ``state_dict()``; one of Detectron2 0.6's own trainer has no optimizer."""
+        """Restore ``state_dict()``; one of Detectron2 0.6's own trainer has no optimizer.
+
+        Raises:
+            UserError: The optimizer is not that of this config.
+        """
         super(DefaultTrainer, self).load_state_dict(state_dict)
         if "_trainer" in state_dict:
-            self._trainer.load_state_dict(state_dict["_trainer"])
+            try:
+                self._trainer.load_state_dict(state_dict["_trainer"])
+            except (ValueError, KeyError) as error:
+                raise UserError(
+                    "--resume: the checkpoint's optimizer does not fit this config"
+                    f" ({' '.join(str(error).split())})"
+                ) from error
+        if "run" in state_dict:
+            self._load_run(state_dict["run"])
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and ours, after the timer that must come first."""
-        timer, *rest = super().build_hooks()
-        ours = [TrainingProgress()] if comm.is_main_process() else []
+        self._log = IterationLog(os.path.join(self.cfg.OUTPUT_DIR, ITERATION_LOG))
+        self._checkpoints = Checkpoints(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.checkpointer)
+        timer, *rest = (
+            hook for hook in super().build_hooks() if not isinstance(hook, PeriodicCheckpointer)
+        )
+        is_main = comm.is_main_process()
+        evaluation = len(rest) - 2 if is_main else len(rest) - 1  # then the writers
+        rest.insert(evaluation, self._checkpoints)
+        ours = [TrainingProgress()] if is_main else []
         ours += build_statistics_hooks(self.cfg)
-        if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
+        ours.append(RecentScalars(self._log if is_main else None))
+        if self.cfg.TEST.BEST_METRIC and is_main:
             best = KeepBest(
                 self.cfg.TEST.BEST_METRIC,
                 lambda: self._last_eval_results,
@@ -128,11 +198,7 @@ class RSTrainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Log to the console, ``train_log.jsonl`` and tensorboard events in the output folder."""
         folder = self.cfg.OUTPUT_DIR
-        return [
-            CommonMetricPrinter(self.max_iter),
-            JSONWriter(os.path.join(folder, ITERATION_LOG)),
-            TensorboardXWriter(folder),
-        ]
+        return [CommonMetricPrinter(self.max_iter), self._log, TensorboardXWriter(folder)]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -153,7 +219,9 @@ class RSTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Detectron2's loader, with repeat factors rounded as ``DATALOADER.REPEAT_ROUNDING`` says.
+        """Detectron2's batches, from a loader that can start at any of them.
+
+        Repeat factors are rounded as ``DATALOADER.REPEAT_ROUNDING`` says.
 
         Raises:
             UserError: No image is left to train on, or the sampler is unknown.
@@ -173,18 +241,18 @@ class RSTrainer(DefaultTrainer):
             )
         except AssertionError as error:
             raise UserError(f"DATASETS.TRAIN: {error}") from error
-        sampler = build_train_sampler(cfg, dataset_dicts)
-        mapper = ImageMapper(cfg, is_train=True, num_images=len(dataset_dicts))
-        try:
-            loader = build_detection_train_loader(
-                cfg, dataset=dataset_dicts, mapper=mapper, sampler=sampler
-            )
-            loader.num_images = len(dataset_dicts)
-            return loader
-        except ValueError as error:
-            if "sampler" not in str(error):
-                raise
-            raise UserError(f"DATALOADER.SAMPLER_TRAIN: {error}") from error
+        make_sampler = partial(build_train_sampler, cfg, dataset_dicts)
+        make_sampler(0)  # an unknown one is told here
+        return TrainLoader(
+            dataset_dicts,
+            ImageMapper(cfg, is_train=True, num_images=len(dataset_dicts)),
+            make_sampler,
+            cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+            seed=comm.shared_random_seed(),
+            process=(comm.get_rank(), comm.get_world_size()),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> LoaderWithBar:
@@ -225,10 +293,67 @@ class RSTrainer(DefaultTrainer):
         augmented = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return {**results, **{f"{name}_TTA": value for name, value in augmented.items()}}
 
-    def _describe(self, error: FloatingPointError) -> str:
-        losses = _NOT_FINITE.findall(str(error))
-        what = ", ".join(f"{name} is {value}" for name, value in losses)
+    def _load_run(self, run: Mapping[str, Any]) -> None:
+        self.seed, self._skipped = run["seed"], run["skipped"]
+        here = comm.get_world_size(), self.cfg.SOLVER.IMS_PER_BATCH
+        if (run["world_size"], run["batch"]) != here:
+            _logger.warning(
+                "--resume: %d process(es) with %d images together before, %d with %d now: the order"
+                " of the images is another one",
+                *(run["world_size"], run["batch"], *here),
+            )
+        elif run["buffers"]:
+            stored = run["buffers"][comm.get_rank()]
+            for name in self._own_buffers.keys() & stored.keys():
+                self._own_buffers[name].copy_(stored[name])
+
+    def _look(self, losses: Mapping[str, torch.Tensor] | torch.Tensor) -> None:
+        """Before the optimizer's step: is all finite, in every process, and may we go on?"""
+        losses = losses if isinstance(losses, Mapping) else {"total_loss": losses}
+        broken, gradient = broken_losses(losses), ""
+        if not broken and not self.cfg.SOLVER.AMP.ENABLED:  # a scaler takes care of its own
+            gradient = broken_gradient(self.model)
+        signal, anywhere = largest(stop_signal(), int(bool(broken or gradient)))
+        self.asked_to_stop = signal
+        if anywhere:
+            raise NotFinite(broken, gradient)
+
+    def _skip(self, found: NotFinite, before: Mapping[str, torch.Tensor]) -> None:
+        """Leave everything as it was before the iteration."""
+        for name, value in before.items():
+            self._own_buffers[name].copy_(value)
+        self.optimizer.zero_grad()
+        self._skipped += 1
+        self._skipped_in_a_row += 1
+        self.storage.put_scalar("nonfinite/skipped", self._skipped, smoothing_hint=False)
+        if str(found):
+            files = ", ".join(str(each["file_name"]) for each in self._loader.latest)
+            _logger.warning(
+                "iteration %d is skipped: %s; images: %s (%d skipped so far)",
+                *(self.iter, found, files, self._skipped),
+            )
+
+    def _tell(self, found: NotFinite) -> str:
+        """Look for the reason, in all processes at once, and leave a file for whoever mends it."""
+        seed_all(self.seed, comm.get_rank(), self.iter)
+        model, batch, rank = self.checkpointer.model, self._loader.latest, comm.get_rank()
+        diagnosis, what = diagnose(model, batch), ""
+        if str(found):
+            name = f"nonfinite_{self.iter:07d}" + (f"_process_{rank}" if rank else "")
+            path = Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
+            where = f"in process {rank}: " if comm.get_world_size() > 1 else ""
+            what = "; ".join(part for part in (f"{where}{found}", str(diagnosis)) if part)
+            try:
+                write_diagnosis(path, model, batch, found, diagnosis, self.iter)
+                what += f"; batch and weights are described in {path}"
+            except UserError as error:
+                what += f"; {error}"
+        everyone = [each for each in comm.all_gather(what) if each]
+        times = f" after {self._skipped_in_a_row} in a row" if self._skipped_in_a_row else ""
+        return self._divergence_line("; ".join(everyone), times)
+
+    def _divergence_line(self, what: str, times: str = "") -> str:
         return (
-            f"training diverged at iteration {self.iter}: {what or str(error).splitlines()[0]};"
+            f"training diverged at iteration {self.iter}{times}: {what};"
             f" a lower SOLVER.BASE_LR may help; {last_checkpoint_line(self.cfg.OUTPUT_DIR)}"
         )

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data.samplers import TrainingSampler
 
 from rs_d2.config import add_rs_config
 from rs_d2.data import build_train_sampler
@@ -64,10 +65,15 @@ def test_stochastic_rounding_keeps_the_factors_on_average():
     torch.testing.assert_close(counts, factors, atol=0.05, rtol=0)
 
 
-def test_only_the_repeat_sampler_is_ours():
+def test_the_sampler_is_the_one_that_the_config_names():
     cfg = get_cfg()
     add_rs_config(cfg)
-    assert build_train_sampler(cfg, IMAGES) is None
+    assert type(build_train_sampler(cfg, IMAGES)) is TrainingSampler
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    drawn = [set(itertools.islice(iter(build_train_sampler(cfg, IMAGES, 3)), 40)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 8
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
     cfg.DATALOADER.REPEAT_ROUNDING = "ceil"

@@ -110,7 +110,7 @@ def test_resume_needs_the_checkpoint_it_is_pointed_to(cfg, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     with pytest.raises(UserError, match=r"--resume: .*model_0000009.pth.* is missing"):
         check_weights(cfg, resume=True, eval_only=False)
-    (tmp_path / "model_0000009.pth").touch()
+    save(tmp_path / "model_0000009.pth", {"a": torch.ones(1)})
     cfg.MODEL.WEIGHTS = "not-looked-at.pth"
     check_weights(cfg, resume=True, eval_only=False)
 

@@ -1,0 +1,88 @@
+"""The checkpoint of a folder that a run goes on from: the last one, or the last that is good."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.utils.errors import UserError
+
+TAG = "last_checkpoint"  # Detectron2's file that holds the name
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+
+
+class Resumable(NamedTuple):
+    """The checkpoint to go on from, and what is wrong with those that should have been."""
+
+    path: Path
+    problems: tuple[str, ...]
+
+
+def tagged_checkpoint(folder: str | Path) -> Path | None:
+    """The file that ``last_checkpoint`` names, there or not; None without such a name."""
+    try:
+        name = (Path(folder) / TAG).read_bytes().decode().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Path(folder) / name if name and name.isprintable() else None
+
+
+def resumable_checkpoint(folder: str | Path) -> Resumable | None:
+    """The checkpoint that a resumed run loads; None where a folder has no ``last_checkpoint``.
+
+    It is the one named there or, where that cannot be used, the last of the numbered ones before it
+    that can. A checkpoint can be used if it is whole and its weights are finite.
+
+    Raises:
+        UserError: None can be used.
+    """
+    folder = Path(folder)
+    if not (folder / TAG).exists():
+        return None
+    tagged, problems = tagged_checkpoint(folder), []
+    if tagged is None:
+        problems.append(f"{folder / TAG} names no checkpoint")
+    numbered = [
+        (int(found[1]), path)
+        for path in folder.iterdir()
+        if (found := _NUMBERED.fullmatch(path.name))
+    ]
+    # those after it belong to an earlier, longer run in the same folder
+    end = next((number for number, path in numbered if path == tagged), None)
+    numbered = [each for each in numbered if end is None or each[0] < end]
+    candidates = [] if tagged is None else [tagged]
+    for path in [*candidates, *(path for _, path in sorted(numbered, reverse=True))]:
+        problem = _problem(path)
+        if problem is None:
+            return Resumable(path, tuple(problems))
+        problems.append(problem)
+    raise UserError(f"--resume: {'; '.join(problems)}")
+
+
+def not_finite(values: Any, name: str = "") -> Iterator[str]:
+    """Names of the tensors with a NaN or an infinite value, in nested mappings and sequences."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point() and not values.isfinite().all():
+            yield name
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, (list, tuple)):
+        for index, value in enumerate(values):
+            yield from not_finite(value, f"{name}.{index}")
+
+
+def _problem(path: Path) -> str | None:
+    if not path.exists():
+        return f"{path}, named by {path.parent / TAG}, is missing"
+    try:
+        content = read_checkpoint(path, mmap=True)
+    except UserError as error:
+        return str(error)
+    broken = next(not_finite(content.get("model", {})), None)
+    return None if broken is None else f"{path} has diverged: {broken} is not finite"
