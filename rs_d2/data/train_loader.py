@@ -6,8 +6,10 @@ augmentation draws. To start at any batch, no image of those before it is loaded
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.random_state import seeded
+from rs_d2.utils.stopping import STOP_SIGNALS
 
 _ATTEMPTS = 100  # other images that are tried in place of one that the mapper does without
 
@@ -130,6 +133,18 @@ def _unchanged(image: Any) -> Any:
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """A batch system signals every process of a job; the trainer still needs its workers then."""
-    for each in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(each, signal.SIG_IGN)
+    """A batch system signals every process of a job; the trainer still needs its workers then.
+
+    The trainer itself ends them by SIGTERM, too, so who sent it makes the difference.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # not on every system
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def watch() -> None:
+        while True:
+            sent = signal.sigwaitinfo(STOP_SIGNALS)
+            if sent.si_signo == signal.SIGTERM and sent.si_pid == os.getppid():
+                os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

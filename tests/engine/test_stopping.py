@@ -64,12 +64,12 @@ def test_a_signal_leaves_a_checkpoint_of_its_iteration(finished, tmp_path, numbe
 
 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end():
-    seen = []
-    with stop_signals(), pytest.raises(TrainingStopped):  # noqa: PT012
-        for batch in LoaderWithBar([1, 2, 3], "images"):
-            seen.append(batch)
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert seen == [1]
+    with stop_signals():
+        batches = iter(LoaderWithBar([1, 2, 3], "images"))
+        assert next(batches) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(TrainingStopped):
+            next(batches)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -84,7 +84,9 @@ def poison(monkeypatch, iterations, where="loss"):
 
     def poisoned(self, batch):
         if now["bad"] and where == "output":
-            handle = self.linear.register_forward_hook(lambda *args: args[-1] * float("nan"))
+            handle = self.linear.register_forward_hook(
+                lambda *args: args[-1] * float("nan"), prepend=True
+            )
         losses = forward(self, batch)
         if now["bad"] and where == "output":
             handle.remove()
@@ -200,7 +202,7 @@ def test_a_broken_checkpoint_is_replaced_by_the_one_before(copied, how, caplog):
     trainer = toy_trainer(toy_config(copied, copied / "out", resume=True), resume=True)
     assert trainer.start_iter == 12
     warnings = [each.getMessage() for each in caplog.records if "--resume" in each.getMessage()]
-    assert len(warnings) == 2
+    assert len(warnings) == (1 if how == "missing" else 2)  # nobody knew of the second
     assert all("going on from model_0000011.pth" in each for each in warnings)
 
 
@@ -275,7 +277,7 @@ def test_a_number_that_makes_no_sense_is_named(finished, tmp_path, key, value, l
 )
 def test_a_mistyped_metric_is_found_before_the_training(finished, tmp_path, metric, line):
     config, options, data = toy_arguments(finished, tmp_path, "TEST.BEST_METRIC", metric)
-    with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
+    with pytest.raises(UserError, match=r"DATASETS.TEST is empty"):
         engine.prepare(config, options, data)
     data = data._replace(val_json=data.train_json, val_images=data.train_images)
     with pytest.raises(UserError, match=f"^TEST.BEST_METRIC: {line}"):

@@ -78,12 +78,15 @@ def toy_arguments(folder, output, *options):
     """For ``prepare``: 45 iterations of 2 images, a checkpoint every 6."""
     if not (folder / "train.json").is_file():
         toy_data(folder)
+    config = folder / "tiny.yaml"
+    if not config.is_file():
+        write_config(folder)
     train, images = own_data(folder / "train.json")[1::2]
     fixed = ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "45"]
     fixed += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "6", "SOLVER.STEPS", "(15,)"]
     fixed += ["INPUT.MIN_SIZE_TRAIN", "(10, 14)", "SOLVER.WARMUP_ITERS", "10"]
     fixed += ["DATALOADER.REPEAT_THRESHOLD", "0.7", *options]
-    return write_config(folder), fixed, engine.OwnData(train, images)
+    return str(config), fixed, engine.OwnData(train, images)
 
 
 def toy_config(folder, output, *options, resume=False):
