@@ -118,6 +118,8 @@ def join_others(args: argparse.Namespace, folder: list[str]) -> None:
     from rs_d2 import engine
 
     def prepare_and_work() -> None:
+        # A machine that has come anew does not know that the others were restarted.
+        args.resume = any(comm.all_gather(args.resume))
         if comm.get_local_rank():  # the first process of a machine makes files that all read
             comm.synchronize()
         cfg, notes = engine.setup(args)

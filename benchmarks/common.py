@@ -87,6 +87,11 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
     return _memory_status("VmHWM") - before
 
 
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now (on Linux)."""
+    return _memory_status("VmRSS")
+
+
 def metadata(device: str = "cpu") -> dict[str, Any]:
     """Hardware, versions, date and revision that a result belongs to."""
     versions = {name: _version(name) for name in ("torch", "torchvision", "detectron2", "numpy")}

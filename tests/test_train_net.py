@@ -66,6 +66,10 @@ def error_line(capfd):
         (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no partner"),
         (["SOLVER.MAX_ITER", "1", "--eval-only"], "--eval-only must stand before"),
         (["MODEL.RPN.CRITERION.LOSS", "rank_sorted"], "'rank_sorted' is not one of rank_sort,"),
+        (
+            ["MODEL.RPN.CRITERION.GLOBAL", "True", "MODEL.RPN.CRITERION.LOSS", "cross_entropy"],
+            "MODEL.RPN.CRITERION.GLOBAL: MODEL.RPN.CRITERION.LOSS cross_entropy ranks nothing",
+        ),
         (["MODEL.META_ARCHITECTURE", "RCNN"], "MODEL.META_ARCHITECTURE: 'RCNN' is not registered"),
         (["MODEL.ROI_HEADS.NAME", "RSROIHead"], "did you mean RSROIHeads?"),
         (["MODEL.PROPOSAL_GENERATOR.NAME", "RSRPM"], "did you mean RSRPN?"),

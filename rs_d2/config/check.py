@@ -20,6 +20,7 @@ from fvcore.common.registry import Registry
 
 from rs_d2.config.architectures import architecture_of, lookup
 from rs_d2.config.defaults import CHOICES, OPEN_KEYS
+from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.utils.errors import UserError, did_you_mean
 
 _LEAST = {
@@ -104,6 +105,11 @@ def check_choices(cfg: Any) -> None:
             delta = lookup(cfg, key)
             if delta is not None and not (_is_number(delta) and 0 <= delta < float("inf")):
                 raise UserError(f"{key}: {delta} is not a number >= 0")
+        loss = lookup(cfg, f"MODEL.{head}.CRITERION.LOSS")
+        if lookup(cfg, f"MODEL.{head}.CRITERION.GLOBAL") and RANKINGS[loss].is_baseline:
+            raise UserError(
+                f"MODEL.{head}.CRITERION.GLOBAL: MODEL.{head}.CRITERION.LOSS {loss} ranks nothing"
+            )
         key = f"MODEL.{head}.CRITERION.BALANCE_PERIOD"
         if lookup(cfg, key) < 0:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 0")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,10 +24,11 @@ import torch.distributed as dist
 from rs_d2.utils.children import Children, with_rest
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.place import FROM_ENVIRONMENT, Place, check_machines, meeting_point
-from rs_d2.utils.watch import Failure, Watch, end_process, end_with_parent
+from rs_d2.utils.watch import Failure, Watch, end_process, end_with_parent, own_address
 
 _START_TIMEOUT = 600.0  # seconds until all processes have come
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # Detectron2's
+_MARK = "rs_d2/start"
 _INTERRUPTED = 128 + signal.SIGINT  # exit code
 
 
@@ -183,7 +188,8 @@ def _meet(place: Place, timeout: float) -> Any:
     began = time.monotonic()
     try:
         if place.url == FROM_ENVIRONMENT:
-            store, _, _ = next(dist.rendezvous(place.url, timeout=limit))
+            outer, _, _ = next(dist.rendezvous(place.url, timeout=limit))
+            store = _fresh_store(place, outer, began + timeout)
         else:
             host, port = meeting_point(place.url)
             store = dist.TCPStore(host, port, is_master=False, timeout=limit)
@@ -207,6 +213,25 @@ def _meet(place: Place, timeout: float) -> Any:
         ) from error
     store.set_timeout(_COLLECTIVE_TIMEOUT)
     return store
+
+
+def _fresh_store(place: Place, outer: Any, until: float) -> dist.TCPStore:
+    """A store of this start's own: torchrun's still holds what an earlier start has left in it."""
+    if place.rank == 0:
+        host, mark = own_address(outer), secrets.token_hex(8)
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        store.set(_MARK, mark)
+        outer.set(_MARK, json.dumps([host, store.port, mark]))
+        return store
+    while time.monotonic() < until:
+        host, port, mark = json.loads(outer.get(_MARK))
+        with contextlib.suppress(OSError, RuntimeError):  # that of a start that is over
+            socket.create_connection((host, port), timeout=5).close()
+            store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+            if store.check([_MARK]) and store.get(_MARK).decode() == mark:
+                return store
+        time.sleep(0.2)
+    raise RuntimeError(f"rank 0 was last seen at {host}:{port}")
 
 
 def _where(place: Place) -> str:

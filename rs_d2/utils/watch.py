@@ -60,7 +60,7 @@ class Watch:
         self._hub = None
         if place.rank == 0:
             self._hub = _Hub(place.num_processes, tell)
-            store.set(_KEY, json.dumps([_address(store), self._hub.port, self._hub.token]))
+            store.set(_KEY, json.dumps([own_address(store), self._hub.port, self._hub.token]))
         host, port, token = json.loads(store.get(_KEY))
         self._connection = _kept(socket.create_connection((host, port), timeout=30))
         self._connection.settimeout(None)
@@ -234,17 +234,8 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _death(rank: int, name: str) -> Failure:
-    return Failure(rank, f"{name} died without a word: killed, or out of memory", 1)
-
-
-def _name_of_process(place: Place) -> str:
-    where = f" on {socket.gethostname()}" if place.num_machines > 1 else ""
-    return f"{place} (process {os.getpid()}{where})"
-
-
-def _address(store: Any) -> str:
-    """An address of this machine that the others can reach."""
+def own_address(store: Any) -> str:
+    """An address of this machine that those can reach who use the store, too."""
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     host, port = store.host, store.port
@@ -253,6 +244,15 @@ def _address(store: Any) -> str:
         probe.connect(kind[4])  # sends nothing; finds the way there
         address = probe.getsockname()[0]
     return host if address.startswith("127.") or address == "::1" else address
+
+
+def _death(rank: int, name: str) -> Failure:
+    return Failure(rank, f"{name} died without a word: killed, or out of memory", 1)
+
+
+def _name_of_process(place: Place) -> str:
+    where = f" on {socket.gethostname()}" if place.num_machines > 1 else ""
+    return f"{place} (process {os.getpid()}{where})"
 
 
 def _kept(connection: socket.socket) -> socket.socket:
