@@ -96,7 +96,7 @@ def test_alrps_balance_looks_back_on_an_epoch_of_the_training_set(cfg):
     cfg.MODEL.RPN.CRITERION.LOSS = cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS = "alrp"
     cfg.SOLVER.IMS_PER_BATCH = 2
     trainer = engine.RSTrainer(cfg)
-    num_images = trainer.data_loader.num_images
+    num_images = engine.RSTrainer.build_train_loader(cfg).num_images
     tasks = [
         trainer.model.proposal_generator.criterion.tasks["box"],
         trainer.model.roi_heads.box_predictor.criterion.tasks["box"],
