@@ -48,8 +48,10 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             f"{path} holds {named[1]}, more than tensors and plain types: refused, since reading"
             " it could run code"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a file that is no checkpoint makes its reader raise
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"{path} is not a checkpoint ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint (it holds a {type(content).__name__})")

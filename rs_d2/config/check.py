@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -19,10 +19,19 @@ from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from fvcore.common.registry import Registry
 
 from rs_d2.config.architectures import architecture_of, lookup
-from rs_d2.config.defaults import CHOICES, OPEN_KEYS
+from rs_d2.config.defaults import CHOICES, OPEN_KEYS, add_rs_config
 from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.utils.errors import UserError, did_you_mean
 
+_KINDS = {  # types that a value may have, by that of its default
+    str: str,
+    bool: (bool, int),
+    int: (int, float),
+    float: (int, float),
+    list: (list, tuple),
+    tuple: (list, tuple),
+    CfgNode: CfgNode,
+}
 _LEAST = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
@@ -40,6 +49,9 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         UserError: The first key with a value that is not allowed.
     """
+    defaults = get_cfg()
+    add_rs_config(defaults)
+    _check_types(cfg, defaults)
     check_choices(cfg)
     check_clip_type(cfg)
     for key, least in _LEAST.items():
@@ -50,6 +62,16 @@ def check_config(cfg: CfgNode) -> None:
         if name not in registry:
             known = [entry for entry, _ in registry]
             raise UserError(f"{key}: '{name}' is not registered{did_you_mean(name, known)}")
+
+
+def _check_types(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
+    """Yacs takes None for any key, and then anything in its place: what reads it would fail."""
+    for name, default in defaults.items():
+        key, value = f"{prefix}{name}", cfg[name]
+        if isinstance(default, CfgNode) and isinstance(value, CfgNode):
+            _check_types(value, default, f"{key}.")
+        elif not isinstance(value, _KINDS.get(type(default), object)):
+            raise UserError(f"{key}: {value!r} is not of the type of its default, {default!r}")
 
 
 def _check_abilities(cfg: CfgNode) -> None:

@@ -64,6 +64,16 @@ def test_other_files_are_refused_by_name(tmp_path, content):
         read_checkpoint(path)
 
 
+def test_a_file_in_the_old_format_that_is_cut_anywhere_is_refused_by_name(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"x\.pth (is not a checkpoint|holds)"):
+            read_checkpoint(path)
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.pth does not exist$"):
         read_checkpoint(tmp_path / "x.pth")

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rs_d2 import add_rs_config
 from rs_d2.config import architectures
 from rs_d2.config.architectures import DENSE
+from rs_d2.config.check import check_config
 from rs_d2.config.load import find_config, load_config
 from rs_d2.engine import OwnData, prepare
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, count_epochs, use_own_data
@@ -230,3 +231,18 @@ def test_a_mistake_in_python_is_the_same_one_line(overrides, data, message):
     own = OwnData(nuts("train"), images()) if data is None else OwnData(**data)
     with pytest.raises(UserError, match=re.escape(message)):
         prepare("quick/rs_mask_rcnn_own_data", overrides, own)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        (["SOLVER.MAX_ITER", "None"], "SOLVER.MAX_ITER: None is not of the type of its default"),
+        (["MODEL.ROI_HEADS.NAME", "None"], "MODEL.ROI_HEADS.NAME: None is not of the type"),
+        (["MODEL.BACKBONE.NAME", "None", "MODEL.BACKBONE.NAME", "0"], "BACKBONE.NAME: 0 is not of"),
+        (["MODEL", "None"], "MODEL: None is no mapping, but this key holds others"),
+        (["MODEL", "x" * 9999], r"MODEL: x{80}\.\.\. is no mapping"),
+    ],
+)
+def test_none_is_no_way_around_the_type_of_a_key(pairs, problem):
+    with pytest.raises(UserError, match=problem):
+        check_config(load_config("", pairs)[0])

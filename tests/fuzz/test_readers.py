@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rs_d2.checkpoint.files import read_checkpoint, read_pickle
 from rs_d2.coco import prepared
-from rs_d2.coco.ground_truth import ground_truth_from
+from rs_d2.coco.ground_truth import ground_truth_from, ground_truth_of
 from rs_d2.coco.json_files import read_json
 from rs_d2.coco.reading import find_problems, read_annotations
 from rs_d2.coco.results import detections_from
@@ -114,7 +114,7 @@ def test_a_damaged_annotation_file_is_read_or_one_line(folder, style, damage):
     content = damaged(style, damage)
     for finding in find_problems(content):
         assert "\n" not in str(finding)
-    truth = one_line(ground_truth_from, content, style)
+    one_line(ground_truth_from, content, style)  # which refuses what others leave out
     path = folder / "x.json"
     try:
         text = json.dumps(content)
@@ -124,7 +124,7 @@ def test_a_damaged_annotation_file_is_read_or_one_line(folder, style, damage):
     file = one_line(read_annotations, path)
     if file is None:
         return
-    assert truth is not None
+    assert ground_truth_of(file, file.format) is not None
     ids = {image["id"] for image in file.images}
     for annotation in file.annotations:
         x, y, width, height = annotation["bbox"]
@@ -133,7 +133,7 @@ def test_a_damaged_annotation_file_is_read_or_one_line(folder, style, damage):
         assert height > 0
         assert annotation["image_id"] in ids
     again = prepared.load(file.stamp)  # what another process finds
-    assert again is None or again["annotations"] == file.annotations
+    assert again is None or repr(again["annotations"]) == repr(file.annotations)  # NaN too
 
 
 @given(
