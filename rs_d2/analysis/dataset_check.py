@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rs_d2.coco.checks import Finding, Severity, label, printable, shorten
+from rs_d2.coco.checks import Finding, Severity, check_content, label, printable, shorten
 from rs_d2.coco.cleaning import clean_content
 from rs_d2.coco.image_files import find_image_files, measure_file, reason_of
 from rs_d2.coco.json_files import is_plain, read_json
@@ -75,12 +75,14 @@ def check_dataset(
     """
     content = read_json(json_file)
     check = DatasetCheck(json_file, content, find_problems(content))
-    if any(finding.severity is Severity.STOPS for finding in check.findings):
+    stops = any(finding.severity is Severity.STOPS for finding in check.findings)
+    if stops and not _has_sound_images(content):
         return check
     if not _is_readable_by_all(json_file):
         told = "not plain UTF-8 without a byte-order mark, which other programs may not read"
         check.findings.append(Finding(json_file.name, "", "", told, Severity.NOTED, "encoding"))
-    check.findings += note_oddities(content, clean_content(content)[0])
+    if not stops:
+        check.findings += note_oddities(content, clean_content(content)[0])
     root = image_root or json_file.parent
     if not root.is_dir():
         raise UserError(f"{json_file}: its image folder {root} does not exist")
@@ -102,6 +104,14 @@ def check_dataset(
     if hashes:
         check.hashes = np.stack(hashes)
     return check
+
+
+def _has_sound_images(content: Any) -> bool:
+    """Whether the table of images can be read, whatever is wrong with the others."""
+    if not isinstance(content, dict):
+        return False
+    alone = {"images": content.get("images"), "categories": [{"id": 0, "name": "any"}]}
+    return all(finding.severity is not Severity.STOPS for finding in check_content(alone))
 
 
 def examine(item: tuple[dict, str, str], decode: bool) -> tuple[list[Finding], np.ndarray | None]:

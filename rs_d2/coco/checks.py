@@ -107,6 +107,17 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_text(value: Any) -> bool:
+    """Whether a file may be named by it: a text, no half of a character and no NUL in it."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
 _SINGULAR = {"images": "image", "categories": "category", "annotations": "annotation"}
 _LONGEST_NAME = 1000
 _LARGEST_ID = 2**63 - 1
@@ -168,7 +179,7 @@ def _check_images(images: Sequence[dict]) -> Iterator[Finding]:
             if listed is not None and not (_is_integers(listed) and all(map(_fits, listed))):
                 yield Finding(where, name, "a list of integers", show(image, name))
         for name in [name for name in _NAMES if image.get(name)] or ["file_name"]:
-            if not _is_text(image.get(name)):
+            if not is_text(image.get(name)):
                 expected, found = "the name of a file", show(image, name)
                 yield Finding(where, name, expected, found, Severity.STOPS_TRAINING)
 
@@ -176,7 +187,7 @@ def _check_images(images: Sequence[dict]) -> Iterator[Finding]:
 def _check_categories(categories: Sequence[dict]) -> Iterator[Finding]:
     for index, category in enumerate(categories):
         where = label(category, "categories", index)
-        if not _is_text(category.get("name")):
+        if not is_text(category.get("name")):
             found = show(category, "name")
             yield Finding(where, "name", "a name", found, Severity.STOPS_TRAINING)
         group = category.get("frequency")
@@ -218,18 +229,7 @@ def _misfits(
 
 
 def _is_image_id(value: Any) -> bool:
-    return is_integer(value) or _is_text(value)
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is a text that a file may be named by: no half of a character, no NUL."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
+    return is_integer(value) or is_text(value)
 
 
 def _is_readable(identity: int | str) -> bool:
@@ -250,7 +250,7 @@ def _is_integers(value: Any) -> bool:
 def _is_mask(value: Any) -> bool:
     if isinstance(value, dict):
         counts = value.get("counts")
-        return _is_integers(value.get("size")) and (_is_text(counts) or _is_integers(counts))
+        return _is_integers(value.get("size")) and (is_text(counts) or _is_integers(counts))
     return isinstance(value, list) and all(map(_is_piece, value))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from rs_d2.coco.checks import Finding, Severity, label, printable
+from rs_d2.coco.checks import Finding, Severity, is_text, label, printable
 from rs_d2.coco.pixels import upright_size
 from rs_d2.utils.errors import UserError
 
@@ -33,7 +33,7 @@ def candidates(image: Mapping[str, Any]) -> list[str]:
     That is its `file_name`, then the last two parts, then the last part, of its `coco_url`.
     """
     names = [image["file_name"]] if image.get("file_name") else []
-    if image.get("coco_url"):
+    if is_text(image.get("coco_url")):
         parts = image["coco_url"].split("/")
         names += ["/".join(parts[-2:]), parts[-1]]
     return names
@@ -51,11 +51,15 @@ def find_image_files(
 
     Yields:
         The entry, the path or None, and what is wrong: a name that leads out of the folder, or a
-        file that is missing, empty or not a regular file.
+        file that is missing, empty or not a regular file. Neither where the name is no text, which
+        ``check_content`` finds.
     """
     for index, image in enumerate(images):
         where = label(image, "images", index)
         names = candidates(image)
+        if not names or not all(map(is_text, names)):
+            yield image, None, None
+            continue
         bad = [n for n in names if not (is_inside(n) or (absolute_paths and os.path.isabs(n)))]
         if bad:
             expected = "a name below the image folder"
@@ -110,7 +114,7 @@ def locate_images(
             paths[image["id"]] = path
         elif finding is not None and finding.found.endswith(" is missing"):
             missing.append(finding.found.removesuffix(" is missing"))
-        else:
+        elif finding is not None:
             raise UserError(f"{source}: {finding}")
     if missing:
         raise UserError(

@@ -3,11 +3,13 @@
 import gzip
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from conftest import shared
 from helpers.annotation_files import annotation, changed, coco
+from helpers.dirty_json import ACCEPTED, LEFT_OUT, STOPPED
 from PIL import Image, ImageEnhance
 
 from rs_d2.analysis import dataset_check
@@ -193,6 +195,18 @@ def test_a_fixed_json_is_what_training_uses(save, tmp_path):
         write_fixed(check)
 
 
+def test_images_are_looked_at_where_annotations_are_broken(save, tmp_path):
+    path = save(changed("annotations", 0, id="1"))
+    (tmp_path / "a.png").unlink()
+    check = check_dataset(path)
+    assert [text for _, text in found(check)] == [
+        "annotations[0]: id: expected an integer, found '1'",
+        f"image 7: {tmp_path}/a.png is missing",
+    ]
+    fixed = read_annotations(write_fixed(check))
+    assert [image["id"] for image in fixed.images] == [3]
+
+
 def test_what_training_leaves_out_is_left_out_of_the_fixed_json(save):
     path = save(changed("annotations", 0, bbox=[1, 1, 0, 5]))
     written = write_fixed(check_dataset(path))
@@ -258,3 +272,25 @@ def test_many_findings_of_a_kind_are_cut_short_in_text_only(save):
     assert text.count("expected a width and a height above 0") == 3
     assert "and 26 more: boxes without area" in text
     assert sum(f["kind"] == "boxes without area" for f in as_json([check])[0]["findings"]) == 29
+
+
+def test_every_dirty_json_is_told_and_mended_or_named(save, tmp_path):
+    save(coco())  # the images
+    path, target = tmp_path / "dirty.json", tmp_path / "dirty.fixed.json"
+    mended = 0
+    for name, (content, _) in {**STOPPED, **LEFT_OUT}.items():
+        path.write_text(json.dumps(content))
+        check = check_dataset(path)
+        assert not check.is_sound, name
+        json.dumps(as_json([check]))
+        assert as_text([check]).encode(errors="backslashreplace")
+        with suppress(UserError):
+            write_fixed(check)
+            assert check_dataset(target).is_sound, name
+            read_annotations(target)
+            target.unlink()
+            mended += 1
+    assert mended > len(LEFT_OUT) + len(STOPPED) / 2
+    for name, content in ACCEPTED.items():
+        path.write_text(json.dumps(content))
+        assert all(f.severity.name != "STOPS" for f in check_dataset(path).findings), name
