@@ -6,7 +6,7 @@ import argparse
 import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ def output_folder(cfg: CfgNode) -> Iterator[None]:
         ) from error
     finally:
         logging.raiseExceptions = raises
+        _close_full_logs()
 
 
 def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
@@ -242,6 +243,18 @@ def _check_data(cfg: CfgNode, eval_only: bool) -> None:
     if architecture.checks_classes:
         key = architecture.num_classes_key
         check_num_classes(names, lookup(cfg, key), key)
+
+
+def _close_full_logs() -> None:
+    """Log files on a full disk; at the program's exit they would fail once more, with a trace."""
+    for name in ("detectron2", "fvcore", "rs_d2"):
+        for handler in logging.getLogger(name).handlers:
+            stream = getattr(handler, "stream", None)
+            try:
+                handler.flush()
+            except (OSError, ValueError):
+                with suppress(OSError, ValueError):
+                    stream.close()
 
 
 def _check_best_metric(cfg: CfgNode) -> None:

@@ -229,3 +229,15 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_and_the_tag(
         training.save("model_best", iteration=2)
     assert read_checkpoint(tmp_path / "model_best.pth")["iteration"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_best.pth"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(model, cfg, tmp_path, value):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["1.bias"][1] = value
+    cfg.MODEL.WEIGHTS = save(tmp_path / "a.pth", state)
+    line = r"^MODEL.WEIGHTS: .*a.pth has a NaN or an infinite value in 1.bias"
+    with pytest.raises(UserError, match=line):  # evaluation, Predictor, publish and export
+        load_for_evaluation(cfg, model)
+    with pytest.raises(UserError, match=line):  # the start of a training
+        RSCheckpointer(model).load(cfg.MODEL.WEIGHTS, checkpointables=[])

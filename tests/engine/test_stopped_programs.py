@@ -25,7 +25,7 @@ def program(folder, output, processes, event, *options):
     """Run it; returns the process and its last line on stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOY_EVENT": event}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPO), str(REPO / "tests")])
-    command = [sys.executable, str(REPO / "tests" / "helpers" / "toy_program.py")]
+    command = [sys.executable, "-W", "ignore", str(REPO / "tests" / "helpers" / "toy_program.py")]
     command += [str(folder), str(output), str(processes), event, *OPTIONS, *options]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -89,7 +89,8 @@ def whole_stopped_and_resumed(folder):
     resumed.train()
     if comm.is_main_process():
         assert min(resumed.seen) == 10
-        assert stopped.seen | resumed.seen == whole.seen
+        assert 9 not in stopped.seen  # its checkpoint was written, then the run stopped
+        assert stopped.seen | resumed.seen | {9: whole.seen[9]} == whole.seen
         assert log_lines(folder / "two") == log_lines(folder / "two whole")
     state, other = resumed.checkpointer.model.state_dict(), whole.checkpointer.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in other.items())
@@ -118,6 +119,6 @@ def test_a_signal_to_every_process_of_a_job_and_then_a_full_disk(folder):
     assert "Traceback" not in done.stdout + done.stderr
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
-    assert "File too large" in lines[0]
+    assert "cannot be written" in lines[0]
     assert "model_0000005.pth" in lines[0]
     assert read_checkpoint(tagged_checkpoint(out))["iteration"] == 5
