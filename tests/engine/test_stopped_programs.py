@@ -110,7 +110,7 @@ def test_a_signal_to_every_process_of_a_job_and_then_a_full_disk(folder):
     done, lines = program(folder, out, 1, "term", "DATALOADER.NUM_WORKERS", "2")
     assert done.returncode == 143, done.stderr
     assert lines == [
-        f"SIGTERM: stopped; the last checkpoint is {out}/model_0000009.pth"
+        f"stopped by SIGTERM; the last checkpoint is {out}/model_0000009.pth"
         " (--resume continues from it)"
     ]
     out = folder / "full"
