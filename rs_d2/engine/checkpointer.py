@@ -87,6 +87,9 @@ class TrainingCheckpointer(RSCheckpointer):
         for problem in found.problems:
             self.logger.warning(f"--resume: {problem}; going on from {found.path.name}")
         content = read_checkpoint(found.path)
+        state = content.get("trainer")
+        if not isinstance(state, dict) or not state.get("iteration", -1) >= 0:
+            raise UserError(f"--resume: {found.path} holds no state of a training")
         self._check_same_model(content, found.path)
         rest = self.load(str(found.path), content=content)
         for name in self.unset:

@@ -158,19 +158,19 @@ class RSTrainer(DefaultTrainer):
         """Restore ``state_dict()``; one of Detectron2 0.6's own trainer has no optimizer.
 
         Raises:
-            UserError: The optimizer is not that of this config.
+            UserError: The state is not that of a trainer of this config.
         """
-        super(DefaultTrainer, self).load_state_dict(state_dict)
-        if "_trainer" in state_dict:
-            try:
+        try:
+            super(DefaultTrainer, self).load_state_dict(state_dict)
+            if "_trainer" in state_dict:
                 self._trainer.load_state_dict(state_dict["_trainer"])
-            except (ValueError, KeyError) as error:
-                raise UserError(
-                    "--resume: the checkpoint's optimizer does not fit this config"
-                    f" ({' '.join(str(error).split())})"
-                ) from error
-        if "run" in state_dict:
-            self._load_run(state_dict["run"])
+            if "run" in state_dict:
+                self._load_run(state_dict["run"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"--resume: the checkpoint's training state does not fit this config ({reason})"
+            ) from error
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks and ours, after the timer that must come first."""
@@ -312,10 +312,12 @@ class RSTrainer(DefaultTrainer):
         losses = losses if isinstance(losses, Mapping) else {"total_loss": losses}
         broken, gradient = broken_losses(losses), ""
         if not broken and not self.cfg.SOLVER.AMP.ENABLED:  # a scaler takes care of its own
-            gradient = broken_gradient(self.model)
-        signal, anywhere = largest(stop_signal(), int(bool(broken or gradient)))
-        self.asked_to_stop = signal
-        if anywhere:
+            gradient = broken_gradient(self.checkpointer.model)
+        numbers = stop_signal(), int(bool(broken)), int(bool(gradient))
+        self.asked_to_stop, losses_are_broken, gradients_are_broken = largest(*numbers)
+        if losses_are_broken:  # which spoils the gradients of all processes
+            raise NotFinite(broken)
+        if gradients_are_broken:
             raise NotFinite(broken, gradient)
 
     def _skip(self, found: NotFinite, before: Mapping[str, torch.Tensor]) -> None:

@@ -11,10 +11,11 @@ import torch
 from conftest import REPO
 from detectron2.utils import comm
 from helpers.tiny import write_config
-from helpers.toy_training import ToyTrainer, log_lines, toy_config, toy_data, toy_trainer
+from helpers.toy_training import Toy, ToyTrainer, log_lines, toy_config, toy_data, toy_trainer
 
 from rs_d2.checkpoint.files import read_checkpoint
 from rs_d2.checkpoint.last import tagged_checkpoint
+from rs_d2.engine import TrainingDiverged
 from rs_d2.utils.launch import launch
 from rs_d2.utils.stopping import TrainingStopped
 
@@ -94,7 +95,31 @@ def whole_stopped_and_resumed(folder):
         assert log_lines(folder / "two") == log_lines(folder / "two whole")
     state, other = resumed.checkpointer.model.state_dict(), whole.checkpointer.model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in other.items())
+    spoil_a_loss_of_the_second()
+    with pytest.raises(TrainingDiverged, match=r"process 1: loss_a is nan") as error:
+        toy_trainer(toy_config(folder, folder / "spoilt", *options)).train()
+    assert "process 0" not in str(error.value)
+    skipping = (*options, "SOLVER.ON_NONFINITE", "skip")
+    toy_trainer(toy_config(folder, folder / "skipped", *skipping)).train()
+    content = read_checkpoint(folder / "skipped" / "model_final.pth")
+    assert content["trainer"]["run"]["skipped"] == 1
     (folder / f"done-{comm.get_rank()}").touch()
+
+
+def spoil_a_loss_of_the_second():
+    forward, step, now = Toy.forward, ToyTrainer.run_step, {}
+
+    def run_step(self):
+        now["iteration"] = self.iter
+        step(self)
+
+    def spoilt(self, batch):
+        losses = forward(self, batch)
+        if comm.get_rank() == 1 and now["iteration"] == 7:
+            losses["loss_a"] = losses["loss_a"] * float("nan")
+        return losses
+
+    ToyTrainer.run_step, Toy.forward = run_step, spoilt
 
 
 def test_two_processes_stop_together_and_go_on(folder):

@@ -238,6 +238,43 @@ def test_another_architecture_is_not_resumed(copied, key, value):
         toy_trainer(cfg, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda content: content.pop("trainer"), "holds no state of a training"),
+        (lambda content: content.update(trainer="a word"), "holds no state of a training"),
+        (lambda content: content["trainer"].update(iteration=-7), "holds no state of a training"),
+        (
+            lambda content: content["trainer"].update(run={"seed": "x"}),
+            "training state does not fit",
+        ),
+        (lambda content: content["trainer"].update(_trainer=[]), "training state does not fit"),
+        (
+            lambda content: content["trainer"]["_trainer"]["optimizer"].update(param_groups=[]),
+            "training state does not fit",
+        ),
+    ],
+)
+def test_a_checkpoint_without_a_training_is_not_resumed(copied, change, line):
+    path = copied / "out" / "model_final.pth"
+    content = read_checkpoint(path)
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=f"^--resume: .*{line}"):
+        toy_trainer(toy_config(copied, copied / "out"), resume=True)
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed(copied):
+    path = copied / "out" / "model_0000011.pth"
+    content = read_checkpoint(path)
+    del content["trainer"]["run"], content["trainer"]["hooks"]["RecentScalars"]
+    torch.save(content, path)
+    (path.parent / "last_checkpoint").write_text(path.name)
+    resumed = toy_trainer(toy_config(copied, path.parent, "SOLVER.MAX_ITER", "20"), resume=True)
+    resumed.train()
+    assert min(resumed.seen) == 12
+
+
 def test_a_layer_of_another_shape_is_not_resumed(copied, monkeypatch):
     def other(cls, cfg):
         model = Toy()
