@@ -51,11 +51,11 @@ class Ranking(nn.Module):
     default_delta: ClassVar[float] = 0.5
     # Does it sort positives by a label? Others get none.
     uses_quality: ClassVar[bool] = False
-    # How its tasks are weighted and balanced where the config leaves that open.
-    default_weights: ClassVar[str] = "score"
+    # How its tasks are balanced where the config leaves that open.
     default_balance: ClassVar[str] = "value"
     # A baseline's tasks are weighted and balanced in its own way, whatever the config says.
     is_baseline: ClassVar[bool] = False
+    baseline_weights: ClassVar[str] = "none"
     # Score that its class layer starts with; None: bias 0, because a ranking has no scale.
     prior_prob: ClassVar[float | None] = None
 
@@ -159,7 +159,6 @@ class CrossEntropy(Ranking):
     that every positive has the same influence however many there are.
     """
 
-    default_weights = "none"
     default_balance = "constant"
     is_baseline = True
 
@@ -200,7 +199,7 @@ class Focal(Ranking):
     one, else equally.
     """
 
-    default_weights = "gt_quality"
+    baseline_weights = "gt_quality"
     default_balance = "constant"
     is_baseline = True
     prior_prob = 0.01

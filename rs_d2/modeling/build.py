@@ -46,10 +46,15 @@ def build_dense_criterion(cfg: CfgNode) -> Criterion:
         positive_iou=0.5,
         box_weight=dense.BOX_LOSS_WEIGHT,
     )
-    if criterion.ranking.default_weights == "gt_quality":
+    if has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
         criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
     return criterion
+
+
+def has_quality_branch(cfg: CfgNode) -> bool:
+    """Whether a dense head predicts qualities, for a baseline that weights its boxes by them."""
+    return RANKINGS[cfg.MODEL.DENSE_HEAD.CRITERION.LOSS].baseline_weights == "gt_quality"
 
 
 def build_mask_balancer(cfg: CfgNode) -> Balancer:
@@ -75,7 +80,7 @@ def _build(
         _balancer(ranking_class, node, box_weight),
         outputs="pred_deltas",
     )
-    weight = WEIGHTS[ranking_class.default_weights if ranking_class.is_baseline else node.WEIGHTS]
+    weight = WEIGHTS[ranking_class.baseline_weights if ranking_class.is_baseline else node.WEIGHTS]
     if isinstance(weight, type):
         weight = weight(delta=ranking.delta, delta_loc=node.DELTA_LOC)
     return Criterion(

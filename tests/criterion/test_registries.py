@@ -85,13 +85,11 @@ def key(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("head", sorted(BASES))
-def test_what_a_user_registers_is_named_in_yaml_and_trains(key, head, tmp_path):
-    path = tmp_path / "own.yaml"
-    path.write_text(YAML.format(configs=config_dir(), base=BASES[head], head=head, key=key))
+def losses_of(config):
+    """One training step of a config's model on a picture with two objects, and its losses."""
     cfg = get_cfg()
     add_rs_config(cfg)
-    cfg.merge_from_file(str(path))
+    cfg.merge_from_file(str(config))
     cfg.MODEL.DEVICE, cfg.MODEL.MASK_ON = "cpu", False
     check_config(cfg)
     model = build_model(cfg).train()
@@ -105,9 +103,27 @@ def test_what_a_user_registers_is_named_in_yaml_and_trains(key, head, tmp_path):
         losses = model([image])
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
+    return losses
+
+
+@pytest.mark.parametrize("head", sorted(BASES))
+def test_what_a_user_registers_is_named_in_yaml_and_trains(key, head, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(YAML.format(configs=config_dir(), base=BASES[head], head=head, key=key))
+    losses = losses_of(path)
     if key == "LOSS":
         name = {"RPN": "loss_rpn_margin"}.get(head, "loss_margin")
         assert losses[name] > 0
+
+
+def test_a_focal_loss_of_the_users_own_has_the_quality_branch_that_it_weights_by(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(RANKINGS, "tests_own", type("OwnFocal", (RANKINGS["focal"],), {}))
+    path = tmp_path / "own.yaml"
+    base, head = BASES["DENSE_HEAD"], "DENSE_HEAD"
+    path.write_text(YAML.format(configs=config_dir(), base=base, head=head, key="LOSS"))
+    assert set(losses_of(path)) == {"loss_cls", "loss_box_reg", "loss_quality"}
 
 
 def test_a_name_is_registered_once_and_an_unknown_one_has_a_hint():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rs_d2.criterion.candidates import Candidates
+from rs_d2.modeling.build import has_quality_branch
 from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.head import DenseHead
 from rs_d2.modeling.dense.predictions import HeadOutputs, Predictions
@@ -96,7 +97,7 @@ class AnchorDenseDetector(RSDenseDetector):
             num_classes=settings.NUM_CLASSES,
             norm=settings.NORM,
             prior_prob=settings.PRIOR_PROB,
-            with_quality=cfg.MODEL.DENSE_HEAD.CRITERION.LOSS == "focal",
+            with_quality=has_quality_branch(cfg),
         )
 
     @abstractmethod
