@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from rs_d2.utils.cli import run_program, stop
 from rs_d2.utils.d2_compat import require_detectron2
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.launch import launch, reason_of, run_as_one_of_several
+from rs_d2.utils.stopping import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -85,7 +85,7 @@ def _why_stopped(stopped: BaseException) -> tuple[int, str]:
     """Exit code of a program that a person or a batch system has stopped, and a word about it."""
     if isinstance(stopped, KeyboardInterrupt):
         return 130, "interrupted"
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         if stopped.code == 128 + number:
             return stopped.code, f"stopped by {number.name}"
     return 0, ""

@@ -50,12 +50,8 @@ class AMPLoop(_Looking, AMPTrainer):
     """In mixed precision."""
 
 
-def largest(*numbers: int) -> list[int]:
-    """Of each number, the largest of all processes."""
-    if comm.get_world_size() == 1:
-        return list(numbers)
-    values = torch.tensor(numbers)
-    if dist.get_backend() == "nccl":
-        values = values.cuda()
-    dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values.tolist()
+def largest(numbers: torch.Tensor) -> list[int]:
+    """Of each number, the largest of all processes; the host waits for a GPU once."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()

@@ -37,6 +37,11 @@ class NotFinite(Exception):
         return ", ".join(parts)
 
 
+def any_broken_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """Whether one is not finite, bool []; the host need not wait for it."""
+    return ~torch.stack([loss.detach().float() for loss in losses.values()]).isfinite().all()
+
+
 def broken_losses(losses: Mapping[str, Tensor]) -> dict[str, float]:
     """Those that are not finite, by name."""
     values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
@@ -44,15 +49,20 @@ def broken_losses(losses: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: value for name, value in named if value - value != 0}
 
 
+def any_broken_gradient(model: nn.Module) -> Tensor:
+    """Whether a gradient is not finite, bool []; the host need not wait for it."""
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    if not gradients:
+        return torch.zeros((), dtype=torch.bool, device=next(model.parameters()).device)
+    return ~torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all()
+
+
 def broken_gradient(model: nn.Module) -> str:
     """The first parameter with a gradient that is not finite; empty if there is none."""
-    named = [(name, each.grad) for name, each in model.named_parameters() if each.grad is not None]
-    if not named:
-        return ""
-    largest = torch._foreach_norm([gradient for _, gradient in named], float("inf"))
-    if torch.stack(largest).isfinite().all():
-        return ""
-    return next(name for (name, _), each in zip(named, largest, strict=True) if not each.isfinite())
+    for name, each in model.named_parameters():
+        if each.grad is not None and not each.grad.isfinite().all():
+            return name
+    return ""
 
 
 def running_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -34,6 +34,8 @@ from rs_d2.engine.loop import AMPLoop, Batches, Loop, largest
 from rs_d2.engine.nonfinite import (
     NotFinite,
     TrainingDiverged,
+    any_broken_gradient,
+    any_broken_loss,
     broken_gradient,
     broken_losses,
     diagnose,
@@ -310,15 +312,16 @@ class RSTrainer(DefaultTrainer):
     def _look(self, losses: Mapping[str, torch.Tensor] | torch.Tensor) -> None:
         """Before the optimizer's step: is all finite, in every process, and may we go on?"""
         losses = losses if isinstance(losses, Mapping) else {"total_loss": losses}
-        broken, gradient = broken_losses(losses), ""
-        if not broken and not self.cfg.SOLVER.AMP.ENABLED:  # a scaler takes care of its own
-            gradient = broken_gradient(self.checkpointer.model)
-        numbers = stop_signal(), int(bool(broken)), int(bool(gradient))
-        self.asked_to_stop, losses_are_broken, gradients_are_broken = largest(*numbers)
-        if losses_are_broken:  # which spoils the gradients of all processes
-            raise NotFinite(broken)
-        if gradients_are_broken:
-            raise NotFinite(broken, gradient)
+        model = self.checkpointer.model
+        flags = [any_broken_loss(losses)]
+        if not self.cfg.SOLVER.AMP.ENABLED:  # a scaler takes care of its own
+            flags.append(any_broken_gradient(model))
+        numbers = [torch.tensor(stop_signal(), device=flags[0].device), *flags]
+        self.asked_to_stop, *broken = largest(torch.stack([each.int() for each in numbers]))
+        if broken[0]:  # which spoils the gradients of all processes
+            raise NotFinite(broken_losses(losses))
+        if any(broken):
+            raise NotFinite({}, broken_gradient(model))
 
     def _skip(self, found: NotFinite, before: Mapping[str, torch.Tensor]) -> None:
         """Leave everything as it was before the iteration."""

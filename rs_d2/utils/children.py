@@ -15,12 +15,12 @@ from typing import Any
 
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.place import Place
+from rs_d2.utils.stopping import STOP_SIGNALS
 from rs_d2.utils.watch import Failure
 
 _GRACE = 5.0  # seconds to end by oneself after another process has failed
 _GRACE_TO_SAVE = 60.0  # the same after one has ended because of a signal
-_PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
-_BY_SIGNAL = (128 + signal.SIGINT, *(128 + number for number in _PREEMPTION))  # exit codes
+_BY_SIGNAL = (128 + signal.SIGINT, *(128 + number for number in STOP_SIGNALS))  # exit codes
 
 
 class ProcessFailed(Exception):
@@ -116,7 +116,7 @@ class Children:
             self._forwarded = number
             self._send(number)
 
-        old = {number: signal.signal(number, forward) for number in _PREEMPTION}
+        old = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
             yield
         finally:

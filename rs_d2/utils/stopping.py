@@ -19,7 +19,6 @@ class TrainingStopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.name = signal.Signals(number).name
 
 
 @contextmanager
