@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 
 from rs_d2 import add_rs_config
 from rs_d2.config import CHOICES
-from rs_d2.config.check import check_choices
+from rs_d2.config.check import check_choices, check_config
 from rs_d2.model_zoo import MEASURED, PUBLISHED
 from rs_d2.model_zoo.page import model_zoo_page
 from rs_d2.utils.errors import UserError
@@ -146,6 +146,16 @@ def test_a_value_outside_a_closed_list_is_named(key):
     cfg.merge_from_list([key, "nonsense"])
     with pytest.raises(UserError, match=f"^{re.escape(key)}: 'nonsense' is not one of "):
         check_choices(cfg)
+
+
+@pytest.mark.parametrize("label", ["dice", "iou_dice"])
+@pytest.mark.parametrize("head", ["RPN", "ROI_BOX_HEAD", "DENSE_HEAD"])
+def test_labels_from_masks_are_refused_where_a_head_predicts_none(head, label):
+    cfg = load()
+    key = f"MODEL.{head}.CRITERION.LABELS"
+    cfg.merge_from_list([key, label])
+    with pytest.raises(UserError, match=f"^{re.escape(key)}: {label} needs masks, which MODEL"):
+        check_config(cfg)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ _LEAST = {
     "TEST.EVAL_PERIOD": 0,
     "VIS_PERIOD": 0,
 }
+_MASK_LABELS = ("dice", "iou_dice")
 _CLIP_TYPES = ("value", "norm", "full_model")
 
 
@@ -86,6 +87,11 @@ def _check_abilities(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {name} has no {what}")
     if architecture.has_masks and not architecture.has_boxes and not cfg.MODEL.MASK_ON:
         raise UserError(f"MODEL.MASK_ON: {name} predicts nothing but masks")
+    one_stage_with_masks = architecture.has_masks and not architecture.has_proposals
+    for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
+        key = f"MODEL.{head}.CRITERION.LABELS"
+        if lookup(cfg, key) in _MASK_LABELS and not (head == "DENSE_HEAD" and one_stage_with_masks):
+            raise UserError(f"{key}: {lookup(cfg, key)} needs masks, which MODEL.{head} lacks")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
