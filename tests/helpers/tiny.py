@@ -109,9 +109,10 @@ def run(*arguments: str) -> int:
 
 
 def reset_logging() -> None:
-    """Remove the handlers that Detectron2 leaves on its loggers: they hold pytest's stdout."""
+    """Undo what Detectron2 does to its loggers: handlers that hold pytest's stdout, and levels."""
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore", "rs_d2"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)
