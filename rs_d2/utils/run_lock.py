@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rs_d2.utils.errors import UserError
 
@@ -47,38 +48,45 @@ def locked_folder(folder: str | os.PathLike, beat: float = BEAT) -> Iterator[Non
         yield
     finally:
         done.set()
-        if _read(path) == own:
-            path.unlink(missing_ok=True)
+        with suppress(OSError), _alone(path) as file:
+            if _content(file.read()) in (own, None):
+                path.unlink()
 
 
 def _take(path: Path, own: dict[str, Any], beat: float) -> None:
-    while True:
-        try:
-            with path.open("x") as file:  # one of several that try succeeds
-                json.dump(own, file)
-            return
-        except FileExistsError:
-            other = _read(path)
+    with _alone(path) as file:
+        other = _content(file.read())
         if other is not None and _lives(path, other, beat):
             raise UserError(
                 f"OUTPUT_DIR: {path.parent} is in use by process {other['pid']} on"
                 f" {other['host']} (lock file {path}); wait for it, or give another OUTPUT_DIR"
             )
-        # Two that see the same dead lock: the second must not remove the new one of the first.
-        aside = path.with_name(f".{path.name}-{own['token']}")
-        with suppress(FileNotFoundError):
-            os.rename(path, aside)
-            if _read(aside) != other:
-                with suppress(FileExistsError):
-                    os.link(aside, path)
-            aside.unlink()
+        file.truncate(0)
+        json.dump(own, file)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+@contextmanager
+def _alone(path: Path) -> Iterator[TextIO]:
+    """Open the lock file while no other run looks at it: of many, one gets the folder."""
+    while True:
+        with path.open("a+", errors="replace") as file:
+            with suppress(OSError):  # a file system without locks: then it is as good as can be
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Removed by the run that had it while this one waited: a new file has another number.
+            is_there = False
+            with suppress(FileNotFoundError):
+                is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            if is_there:
+                file.seek(0)
+                yield file
+                return
+
+
+def _content(text: str) -> dict[str, Any] | None:
     """None of a file that no run has written whole."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(text)
+    except ValueError:
         return None
     return content if isinstance(content, dict) and {"pid", "host"} <= content.keys() else None
 

@@ -369,22 +369,32 @@ def test_a_run_that_lives_on_another_machine_counts(tmp_path):
     assert socket.gethostname() != "elsewhere"
 
 
-def test_of_many_that_see_a_dead_lock_one_gets_the_folder(tmp_path):
-    lock_of(tmp_path, pid=2**22 + 1)
-    start, end, got = threading.Barrier(8), threading.Barrier(8), []
+@pytest.mark.parametrize("is_dead_lock_there", [True, False])
+def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path, is_dead_lock_there):
+    for number in range(30):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if is_dead_lock_there:
+            lock_of(folder, pid=2**22 + 1)
+        assert winners(folder, 8) == 1
+        assert list(folder.iterdir()) == []
+
+
+def winners(folder, number):
+    start, end, got = threading.Barrier(number), threading.Barrier(number), []
 
     def attempt():
         start.wait()
         try:
-            with locked_folder(tmp_path):
+            with locked_folder(folder):
                 got.append(1)
                 end.wait()
         except UserError:
             end.wait()
 
-    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    threads = [threading.Thread(target=attempt) for _ in range(number)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(got) == 1
+    return len(got)
