@@ -27,7 +27,7 @@ def small(path):
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-    cfg.merge_from_list([score_thresh_key(cfg), 0.0])
+    cfg.merge_from_list([score_thresh_key(cfg), 0.0, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0])
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
     return cfg
 

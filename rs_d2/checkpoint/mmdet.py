@@ -57,6 +57,19 @@ RULES = (
     ("head.bbox_pred", "bbox_head.atss_reg"),
     ("head.quality", "bbox_head.atss_centerness"),
     ("head.scales.{i}", "bbox_head.scales.{i}.scale"),
+    ("head.category_tower.{i}.norm", "bbox_head.cate_convs.{i}.{norm}"),
+    ("head.category_tower.{i}", "bbox_head.cate_convs.{i}.conv"),
+    ("head.kernel_tower.{i}.norm", "bbox_head.kernel_convs.{i}.{norm}"),
+    ("head.kernel_tower.{i}", "bbox_head.kernel_convs.{i}.conv"),
+    ("head.category", "bbox_head.solo_cate"),
+    ("head.kernel", "bbox_head.solo_kernel"),
+    (
+        "head.mask_features.levels.{k}.{i}.norm",
+        "mask_feat_head.convs_all_levels.{k}.conv{i}.{norm}",
+    ),
+    ("head.mask_features.levels.{k}.{i}", "mask_feat_head.convs_all_levels.{k}.conv{i}.conv"),
+    ("head.mask_features.out.norm", "mask_feat_head.conv_pred.0.{norm}"),
+    ("head.mask_features.out", "mask_feat_head.conv_pred.0.conv"),
 )
 
 _COUNTER = "num_batches_tracked"  # of live batch norm; nothing reads it where statistics are frozen

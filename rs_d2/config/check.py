@@ -41,6 +41,8 @@ _LEAST = {
     "VIS_PERIOD": 0,
 }
 _MASK_LABELS = ("dice", "iou_dice")
+# What a detector without boxes of its own cannot give.
+_OF_BOXES = {"LABELS": ("iou", "iou_dice"), "WEIGHTS": ("iou", "centerness"), "LOSS": ("alrp",)}
 _CLIP_TYPES = ("value", "norm", "full_model")
 
 
@@ -87,6 +89,11 @@ def _check_abilities(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {name} has no {what}")
     if architecture.has_masks and not architecture.has_boxes and not cfg.MODEL.MASK_ON:
         raise UserError(f"MODEL.MASK_ON: {name} predicts nothing but masks")
+    if architecture.boxes_from_masks:
+        for key, values in _OF_BOXES.items():
+            key = f"MODEL.DENSE_HEAD.CRITERION.{key}"
+            if lookup(cfg, key) in values:
+                raise UserError(f"{key}: {lookup(cfg, key)} needs boxes, which {name} lacks")
     one_stage_with_masks = architecture.has_masks and not architecture.has_proposals
     for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         key = f"MODEL.{head}.CRITERION.LABELS"

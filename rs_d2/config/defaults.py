@@ -28,6 +28,8 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": MASK_LOSSES,
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
+    "MODEL.DENSE_HEAD.MASK_LOSS": MASK_LOSSES,
+    "MODEL.SOLO.NMS_KERNEL": ("gaussian", "linear"),
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
@@ -57,6 +59,7 @@ def add_rs_config(cfg: Any) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
+    cfg.MODEL.SOLO = _solo(node)
     _add_anchor_keys(cfg)
     _add_assignment_keys(cfg)
     _add_training_keys(cfg)
@@ -136,7 +139,37 @@ def _dense_head(node: type) -> Any:
     head.QUALITY_LOSS_WEIGHT = 1.0
     # PAA: replace each detection's box by a mean of the boxes around it.
     head.SCORE_VOTING = True
+    # Loss of a positive's mask, of detectors that predict masks without boxes. dice: 1 minus the
+    # Dice coefficient; cross_entropy: mean binary cross-entropy of its pixels.
+    head.MASK_LOSS = "dice"
+    # Weight of it with focal loss (published: SOLOv2 3.0) and with CRITERION.BALANCE constant.
+    head.MASK_LOSS_WEIGHT = 1.0
     return head
+
+
+def _solo(node: type) -> Any:
+    """SOLOv2's own settings; it shares MODEL.RETINANET and MODEL.DENSE_HEAD with the others."""
+    solo = node()
+    # Rows and columns of the grid over each level of MODEL.RETINANET.IN_FEATURES.
+    solo.GRIDS = [40, 36, 24, 16, 12]
+    # Objects of each grid: least and largest square root of the box's area, in pixels.
+    solo.SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    # Side of the region around an object's centre of mass whose cells are positives, relative to
+    # its box, in (0, 1] ("sigma" in the paper).
+    solo.CENTER_SIZE = 0.2
+    # Channels: of the convolutions on the grids; of the kernels, hence of the features that they
+    # are applied to; of these features before the last convolution.
+    solo.CONV_DIM = 512
+    solo.KERNEL_DIM = 256
+    solo.MASK_DIM = 128
+    # How a score decays by the overlap with a better mask. gaussian: exp(-NMS_SIGMA IoU^2);
+    # linear: 1 - IoU.
+    solo.NMS_KERNEL = "gaussian"
+    solo.NMS_SIGMA = 2.0
+    # Detections score higher than this, after the decay. MODEL.RETINANET.SCORE_THRESH_TEST is for
+    # the class scores of cells, before their masks are looked at.
+    solo.DECAYED_SCORE_THRESH = 0.05
+    return solo
 
 
 def _add_anchor_keys(cfg: Any) -> None:

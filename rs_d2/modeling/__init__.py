@@ -2,7 +2,7 @@
 
 from rs_d2.modeling import backbone  # noqa: F401
 from rs_d2.modeling.anchor_generator import OctaveAnchorGenerator
-from rs_d2.modeling.dense import ATSS, PAA
+from rs_d2.modeling.dense import ATSS, PAA, SOLOv2
 from rs_d2.modeling.proposal_generator import RSRPN
 from rs_d2.modeling.roi_heads import (
     RSCascadeROIHeads,
@@ -15,6 +15,7 @@ __all__ = [
     "ATSS",
     "PAA",
     "RSRPN",
+    "SOLOv2",
     "OctaveAnchorGenerator",
     "RSCascadeROIHeads",
     "RSFastRCNNOutputLayers",

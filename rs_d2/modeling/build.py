@@ -11,7 +11,7 @@ from rs_d2.criterion.balancing import BALANCERS, Balancer
 from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.labels import LABELS
 from rs_d2.criterion.ranking import RANKINGS, Ranking
-from rs_d2.criterion.tasks import BOX_LOSSES, Task, quality_task
+from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES, Task, quality_task
 from rs_d2.criterion.weights import WEIGHTS
 
 
@@ -49,6 +49,19 @@ def build_dense_criterion(cfg: CfgNode) -> Criterion:
     if has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
         criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
+    return criterion
+
+
+def build_mask_criterion(cfg: CfgNode) -> Criterion:
+    """The criterion of a detector whose only task beside its classes are masks.
+
+    As :func:`build_dense_criterion`, with the losses of masks in place of those of boxes.
+    """
+    dense = cfg.MODEL.DENSE_HEAD
+    criterion = _build(cfg, dense.CRITERION, cfg.MODEL.RETINANET.NUM_CLASSES, positive_iou=0.5)
+    balancer = _balancer(RANKINGS[dense.CRITERION.LOSS], dense.CRITERION, dense.MASK_LOSS_WEIGHT)
+    task = Task(MASK_LOSSES[dense.MASK_LOSS], balancer, outputs="mask_logits")
+    criterion.tasks = nn.ModuleDict({"mask": task})
     return criterion
 
 

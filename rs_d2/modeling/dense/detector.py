@@ -60,7 +60,7 @@ class RSDenseDetector(DenseDetector, ABC):
         """Arguments from ``MODEL.RETINANET``, whose keys mean the same here, and ``DENSE_HEAD``."""
         settings = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
-        criterion = build_dense_criterion(cfg)
+        criterion = cls.build_criterion(cfg)
         if criterion.num_columns != settings.NUM_CLASSES:
             raise UserError(
                 f"MODEL.DENSE_HEAD.CRITERION.LOSS: {cfg.MODEL.DENSE_HEAD.CRITERION.LOSS} needs a "
@@ -79,6 +79,11 @@ class RSDenseDetector(DenseDetector, ABC):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    @classmethod
+    def build_criterion(cls, cfg: CfgNode) -> Criterion:
+        """The criterion; here that of a detector that predicts boxes."""
+        return build_dense_criterion(cfg)
 
     @classmethod
     @abstractmethod
