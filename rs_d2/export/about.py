@@ -11,6 +11,8 @@ from rs_d2.utils.errors import UserError
 from rs_d2.version import __version__
 
 ENTRY = "rs_d2"
+# In place of the output "masks", of a detector whose masks cover the image.
+IMAGE_MASKS = "image_masks"
 
 
 class About(NamedTuple):

@@ -17,9 +17,12 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from rs_d2.config import Architecture, architecture_of_model
+from rs_d2.export.about import IMAGE_MASKS
 from rs_d2.export.operators import deform_conv2d
 from rs_d2.export.suppression import traceable_batched_nms, traceable_search
 from rs_d2.modeling.inference import fast_rcnn_inference, searching_with
+from rs_d2.ops.masks import boxes_of_masks, unpad
+from rs_d2.targets.assign_solo import MASK_STRIDE
 from rs_d2.utils.errors import UserError
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
@@ -45,13 +48,15 @@ class ExportableDetector(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._has_proposals = _checked_architecture(model).has_proposals
+        self._architecture = _checked_architecture(model)
         self.model = model
         self.eval()
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what :meth:`forward` returns."""
+        if self._architecture.boxes_from_masks:
+            return (*OUTPUTS[:3], IMAGE_MASKS)
         heads = getattr(self.model, "roi_heads", None)
         return OUTPUTS if getattr(heads, "mask_on", False) else OUTPUTS[:3]
 
@@ -64,14 +69,19 @@ class ExportableDetector(nn.Module):
 
         Returns:
             Boxes [n, 4] (XYXY, pixels of the resized image), scores [n], classes int64 [n] and,
-            with a mask head, probabilities [n, S, S] inside the boxes.
+            with a mask head, probabilities [n, S, S] inside the boxes; of a detector whose boxes
+            are those of its masks, probabilities [n, h, w] of the padded image, 4 pixels apart.
         """
         images = self.model.preprocess_image([{"image": image}])
         features = self.model.backbone(images.tensor)
-        if not self._has_proposals:
+        if not self._architecture.has_proposals:
             levels = [features[name] for name in self.model.head_in_features]
             (found,) = self.model.forward_inference(images, levels, self.model.head(levels))
-            return _tensors(found)
+            if not self._architecture.boxes_from_masks:
+                return _tensors(found)
+            masks = unpad(found.mask_probs[:, None], MASK_STRIDE, image.shape[1:])[:, 0] > 0.5
+            boxes = boxes_of_masks(masks)
+            return boxes, found.scores, found.pred_classes, found.mask_probs
         heads = self.model.roi_heads
         proposals, _ = self.model.proposal_generator(images, features, None)
         (found,) = heads._forward_box(features, proposals)

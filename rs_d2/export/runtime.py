@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from rs_d2.export import images
-from rs_d2.export.about import ENTRY, About, read_about
+from rs_d2.export.about import ENTRY, IMAGE_MASKS, About, read_about
 from rs_d2.export.images import ImageLike
+from rs_d2.ops.masks import boxes_of_masks, enlarge_masks
+from rs_d2.targets.assign_solo import MASK_STRIDE
 from rs_d2.utils.errors import UserError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
@@ -63,11 +65,28 @@ class ExportedDetector:
         resized = images.resize(pixels, self.about.min_size, self.about.max_size)
         boxes, scores, classes, *masks = self.graph(resized)
         size = (pixels.shape[0], pixels.shape[1])
-        boxes = images.scale_boxes(boxes, (resized.shape[1], resized.shape[2]), size)
+        inner_size = (resized.shape[1], resized.shape[2])
+        if IMAGE_MASKS in self.about.outputs:
+            return _of_image_masks(scores, classes, *masks, inner_size, size)
+        boxes = images.scale_boxes(boxes, inner_size, size)
         full = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
         found = (value[full].numpy() for value in (boxes, scores, classes))
         return ExportedDetections(*found, *pasted)
+
+
+def _of_image_masks(
+    scores: Tensor,
+    classes: Tensor,
+    probs: Tensor,
+    inner_size: tuple[int, int],
+    size: tuple[int, int],
+) -> ExportedDetections:
+    """Detections with the boxes of their masks, as the model itself makes them."""
+    masks = enlarge_masks(probs, MASK_STRIDE, inner_size, size)
+    boxes = boxes_of_masks(masks)
+    kept = boxes[:, 2] > 0
+    return ExportedDetections(*(value[kept].numpy() for value in (boxes, scores, classes, masks)))
 
 
 class _Checkpoint:

@@ -42,8 +42,7 @@ def matrix_nms(
     area = pixels.sum(1)
     overlap = pixels @ pixels.t()  # whole numbers, exact in float32 up to 2^24 pixels
     iou = overlap / (area[:, None] + area - overlap).clamp(min=1)
-    better = torch.ones_like(iou).triu(1) * (classes[:, None] == classes)
-    iou = iou * better
+    iou = iou.triu(1) * (classes[:, None] == classes)  # with the better ones of its class
     decay = DECAYS[kernel](iou, sigma)
     suppressed = DECAYS[kernel](F.pad(iou, (0, 0, 1, 0)).amax(0), sigma)[:, None]
     ratio = (decay / suppressed).masked_fill(suppressed == 0, torch.inf)

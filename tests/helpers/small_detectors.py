@@ -77,6 +77,8 @@ def _spread(name, parameter):
     """Weights drawn for training give all regions nearly the same score."""
     if name == "head.cls_score.weight":
         parameter.mul_(10)
+    elif name in ("head.category.weight", "head.kernel.weight"):
+        parameter.mul_(20)
     elif name.endswith(("cls_score.weight", "objectness_logits.weight")):
         parameter.mul_(40)
     elif name.endswith("cls_score.bias") and not name.startswith("head"):

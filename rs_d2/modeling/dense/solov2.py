@@ -262,8 +262,9 @@ def _mask_qualities(kernels: Tensor, mask_features: Tensor, least_areas: Tensor)
     A few masks at a time, so that thousands of cells need no gigabytes; all at once in a graph,
     which cannot repeat.
     """
-    at_once = max(1, _PIXELS_AT_ONCE // mask_features[0].numel())
-    parts = [kernels] if torch.jit.is_tracing() else kernels.split(at_once)
+    parts: Sequence[Tensor] = [kernels]
+    if not torch.jit.is_tracing():
+        parts = kernels.split(max(1, _PIXELS_AT_ONCE // mask_features[0].numel()))
     sums = []
     for part in parts:
         logits = _masks_by(part, mask_features).flatten(1).float()
@@ -275,8 +276,12 @@ def _mask_qualities(kernels: Tensor, mask_features: Tensor, least_areas: Tensor)
 
 def _best_first(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Scores in descending order, of equal ones the earlier first, and where they were."""
-    scores, order = scores.sort(descending=True, stable=True)
-    return (scores, order) if limit < 0 else (scores[:limit], order[:limit])
+    if torch.onnx.is_in_onnx_export():  # its sort is stable, and has no word for it
+        order = scores.sort(descending=True).indices
+    else:
+        order = scores.sort(descending=True, stable=True).indices
+    order = order if limit < 0 else order[:limit]
+    return scores[order], order
 
 
 def at_size(found: Instances, size: tuple[int, int]) -> Instances:
