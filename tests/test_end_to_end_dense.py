@@ -1,4 +1,4 @@
-"""ATSS and PAA go through ``train_net.py`` like the two-stage models: train, resume, evaluate."""
+"""ATSS, PAA and SOLOv2 go through ``train_net.py`` like the two-stage models: train, resume, evaluate."""
 
 import json
 import shutil
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"),
+    *("MODEL.SOLO.CONV_DIM", "32", "MODEL.SOLO.KERNEL_DIM", "32", "MODEL.SOLO.MASK_DIM", "32"),
     *("INPUT.MIN_SIZE_TRAIN", "(112,)", "INPUT.MIN_SIZE_TEST", "112"),
     *("DATALOADER.NUM_WORKERS", "0", "SOLVER.WARMUP_ITERS", "0", "TEST.DRAW_IMAGES", "2"),
     *("TEST.REPORT", "False", "SOLVER.CHECKPOINT_PERIOD", "100"),
@@ -39,10 +40,13 @@ def train(architecture, folder, *arguments, iterations=24):
     return code, losses
 
 
-@pytest.fixture(scope="module", params=["atss", "paa"])
+DATA = {"atss": "bccd", "paa": "bccd", "solov2": "nuclei"}
+
+
+@pytest.fixture(scope="module", params=DATA)
 def trained(request, tmp_path_factory):
-    """Two dozen iterations on blood cells."""
-    data = shared("data/bccd")
+    """Two dozen iterations on blood cells, or on cell nuclei with masks."""
+    data = shared(f"data/{DATA[request.param]}")
     folder = tmp_path_factory.mktemp(request.param)
     arguments = own_data(data / "train.json", data / "val.json")
     code, losses = train(request.param, folder, *arguments)

@@ -3,7 +3,7 @@
 Where Detectron2 already has a key with the same meaning it is reused, not doubled:
 ``MODEL.RPN.LOSS_WEIGHT`` is the constant 0.20 on all three RPN terms, ``*.BBOX_REG_WEIGHTS`` are
 the inverse standard deviations of the box deltas, ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` is the
-pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS. ATSS and PAA read
+pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS. ATSS, PAA and SOLOv2 read
 ``MODEL.RETINANET`` for what they share with RetinaNet: classes, features, number of convolutions,
 norm, prior, box weights, focal loss, thresholds of the test.
 """
@@ -122,7 +122,7 @@ def _mask_criterion(node: type) -> Any:
 
 
 def _dense_head(node: type) -> Any:
-    """What ATSS and PAA do not share with RetinaNet."""
+    """What ATSS, PAA and SOLOv2 do not share with RetinaNet."""
     head = node()
     head.CRITERION = _detection_criterion(node)
     # Anchors that an object takes as candidates from each level ("k" in both papers).

@@ -6,6 +6,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from helpers.tiny_solov2 import tiny_solov2, tiny_solov2_config
 from operation_count import count_operations
 
+from rs_d2.analysis.search_times import SEARCHES, searching
 from rs_d2.config.check import check_config
 from rs_d2.losses.masks import dice_loss
 from rs_d2.modeling.dense import solov2 as module
@@ -195,6 +196,24 @@ def test_masks_of_all_cells_are_looked_at_a_few_at_a_time(model, monkeypatch):
     monkeypatch.setattr(module, "_PIXELS_AT_ONCE", 10 * 24 * 32)
     assert torch.allclose(qualities(), together, atol=1e-6)
     assert count_operations(qualities).largest_bytes < 24 * 32 * 4 * cells / 4
+
+
+def test_a_sweeps_detections_are_those_of_the_model_at_the_threshold(model):
+    """Those of the lowest threshold that score higher: the threshold is applied last."""
+    inputs = [{"image": torch.randint(256, (3, 75, 121), dtype=torch.uint8)}]
+    model.eval().test_candidate_score_thresh, before = 0.0, model.test_candidate_score_thresh
+    with torch.no_grad():
+        for search in SEARCHES:
+            with searching(model, search, 0.0):
+                everything = model(inputs)[0]["instances"]
+            threshold = float(everything.scores.median())
+            with searching(model, search, threshold):
+                some = model(inputs)[0]["instances"]
+            expected = everything[everything.scores > threshold]
+            assert 0 < len(expected) < len(everything)
+            assert torch.equal(some.scores, expected.scores)
+            assert torch.equal(some.pred_masks, expected.pred_masks)
+    model.train().test_candidate_score_thresh = before
 
 
 @pytest.mark.parametrize(
