@@ -1,4 +1,4 @@
-"""ATSS, PAA and SOLOv2 go through ``train_net.py`` like the two-stage models: train, resume, evaluate."""
+"""ATSS, PAA and SOLOv2 go through ``train_net.py`` as R-CNNs do: train, resume, evaluate."""
 
 import json
 import shutil
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.RETINANET.NUM_CONVS", "1"),
-    *("MODEL.SOLO.CONV_DIM", "32", "MODEL.SOLO.KERNEL_DIM", "32", "MODEL.SOLO.MASK_DIM", "32"),
     *("INPUT.MIN_SIZE_TRAIN", "(112,)", "INPUT.MIN_SIZE_TEST", "112"),
     *("DATALOADER.NUM_WORKERS", "0", "SOLVER.WARMUP_ITERS", "0", "TEST.DRAW_IMAGES", "2"),
     *("TEST.REPORT", "False", "SOLVER.CHECKPOINT_PERIOD", "100"),
