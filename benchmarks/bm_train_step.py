@@ -102,6 +102,13 @@ def dense_config(architecture: str, loss: str, *, as_published: bool = False) ->
     return cfg
 
 
+def solov2_config(loss: str) -> CfgNode:
+    """SOLOv2-light as shipped."""
+    prefix = "rs_" if loss == "rank_sort" else ""
+    name = f"configs/COCO-InstanceSegmentation/{prefix}solov2_light_R_34_FPN_3x.yaml"
+    return load_config(find_config(name), ["MODEL.WEIGHTS", ""])[0]
+
+
 CONFIGS = {
     "Faster R-CNN": "configs/COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml",
     "Mask R-CNN": "configs/COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml",
@@ -112,6 +119,7 @@ MODELS: dict[str, Callable[[str], CfgNode]] = {
     "RetinaNet": retinanet_config,
     "ATSS": partial(dense_config, "atss"),
     "PAA": partial(dense_config, "paa"),
+    "SOLOv2-light": solov2_config,
     "ATSS as published": partial(dense_config, "atss", as_published=True),
     "PAA as published": partial(dense_config, "paa", as_published=True),
 }
