@@ -170,6 +170,7 @@ def test_labels_from_masks_are_refused_where_a_head_predicts_none(head, label):
         ("MODEL.DENSE_HEAD.ASSIGN_TOPK", 0),
         ("MODEL.RETINANET.PRIOR_PROB", 0.0),
         ("MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU", 0.0),
+        ("MODEL.SOLO.CENTER_SIZE", 0.0),
         ("MODEL.DENSE_HEAD.CRITERION.DELTA", -0.5),
     ],
 )

@@ -131,6 +131,7 @@ def check_choices(cfg: Any) -> None:
         "MODEL.RPN.LOW_QUALITY_MIN_IOU",
         "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU",
         "MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU",
+        "MODEL.SOLO.CENTER_SIZE",
     ):
         if not 0 < lookup(cfg, key) <= 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
