@@ -138,8 +138,9 @@ class VerifiedNegatives(Negatives):
         """
         if candidates.negatives is None:
             raise UserError(
-                "CRITERION.NEGATIVES: verified needs neg_category_ids of every image, which the"
-                f" instances bring as {VERIFIED_FIELD} (see rs_d2.data.mapper.ImageMapper)"
+                "CRITERION.NEGATIVES: verified needs neg_category_ids of every image; there are"
+                f" instances without {VERIFIED_FIELD}, which rs_d2.data.mapper.ImageMapper makes of"
+                " them"
             )
         return candidates
 
