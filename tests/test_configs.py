@@ -96,8 +96,9 @@ def test_the_flagship_has_the_published_settings():
     assert cfg.MODEL.RPN.LOSS_WEIGHT == 0.20
     assert list(cfg.MODEL.RPN.BBOX_REG_WEIGHTS) == [10, 10, 5, 5]
     assert list(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS) == [10, 10, 5, 5]
-    for head in (cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD):
-        assert dict(head.CRITERION) == {
+    of_classes = {"NEGATIVES": "all", "NEGATIVES_NUM_CLASSES": 50}
+    for head, further in ((cfg.MODEL.RPN, {}), (cfg.MODEL.ROI_BOX_HEAD, of_classes)):
+        assert dict(head.CRITERION) == further | {
             "LOSS": "rank_sort",
             "DELTA": None,  # its own: 0.5
             "LABELS": "iou",
@@ -171,6 +172,7 @@ def test_labels_from_masks_are_refused_where_a_head_predicts_none(head, label):
         ("MODEL.RETINANET.PRIOR_PROB", 0.0),
         ("MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU", 0.0),
         ("MODEL.DENSE_HEAD.CRITERION.DELTA", -0.5),
+        ("MODEL.DENSE_HEAD.CRITERION.NEGATIVES_NUM_CLASSES", 0),
     ],
 )
 def test_a_number_out_of_range_is_named(key, value):

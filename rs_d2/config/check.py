@@ -147,7 +147,12 @@ def check_choices(cfg: Any) -> None:
     if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
         value = cfg.MODEL.RETINANET.PRIOR_PROB
         raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
-    for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
+    for key in (
+        "MODEL.ROI_MASK_HEAD.MAX_POSITIVES",
+        "MODEL.DENSE_HEAD.ASSIGN_TOPK",
+        "MODEL.ROI_BOX_HEAD.CRITERION.NEGATIVES_NUM_CLASSES",
+        "MODEL.DENSE_HEAD.CRITERION.NEGATIVES_NUM_CLASSES",
+    ):
         if lookup(cfg, key) < 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")
 

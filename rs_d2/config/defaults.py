@@ -15,6 +15,7 @@ from typing import Any
 
 from rs_d2.criterion.balancing import BALANCERS
 from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.negatives import NEGATIVES
 from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES
 from rs_d2.criterion.weights import WEIGHTS
@@ -42,6 +43,8 @@ for _head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         f"MODEL.{_head}.CRITERION.BOX_LOSS": BOX_LOSSES,
         f"MODEL.{_head}.CRITERION.BALANCE": BALANCERS,
     }
+for _head in ("ROI_BOX_HEAD", "DENSE_HEAD"):
+    CHOICES[f"MODEL.{_head}.CRITERION.NEGATIVES"] = NEGATIVES
 # Keys that may be None.
 OPEN_KEYS = frozenset(key for key in CHOICES if key.endswith(".BALANCE") and "MASK" not in key)
 
@@ -54,7 +57,7 @@ def add_rs_config(cfg: Any) -> None:
     """
     node = type(cfg)
     cfg.MODEL.RPN.CRITERION = _detection_criterion(node)
-    cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
+    cfg.MODEL.ROI_BOX_HEAD.CRITERION = _class_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
     _add_anchor_keys(cfg)
@@ -103,6 +106,22 @@ def _detection_criterion(node: type) -> Any:
     return criterion
 
 
+def _class_criterion(node: type) -> Any:
+    """The node of a head that tells classes apart, which an RPN does not."""
+    criterion = _detection_criterion(node)
+    # Classes that a candidate may be a negative of, where a data set such as LVIS says for which
+    # classes an image was searched. all: of every class but its own, as published. verified: of
+    # those whose objects in the image are all annotated: (annotated + neg_category_ids) -
+    # not_exhaustive_category_ids; needs a data set with these lists. sampled: the federated loss
+    # of CenterNet2, of the batch's own classes and of others drawn by the square root of their
+    # number of training images. The pairs left out are ignored by every LOSS. An RPN has no such
+    # key: nearly every image has unverified classes, so every background anchor may be an object.
+    criterion.NEGATIVES = "all"
+    # Classes that NEGATIVES sampled keeps in each iteration, the batch's own among them.
+    criterion.NEGATIVES_NUM_CLASSES = 50
+    return criterion
+
+
 def _mask_criterion(node: type) -> Any:
     """The mask head's node: its labels and scores come from the box head."""
     criterion = node()
@@ -121,7 +140,7 @@ def _mask_criterion(node: type) -> Any:
 def _dense_head(node: type) -> Any:
     """What ATSS and PAA do not share with RetinaNet."""
     head = node()
-    head.CRITERION = _detection_criterion(node)
+    head.CRITERION = _class_criterion(node)
     # Anchors that an object takes as candidates from each level ("k" in both papers).
     head.ASSIGN_TOPK = 9
     # PAA: anchors of at least this IoU with an object, in (0, 1], are its candidates.

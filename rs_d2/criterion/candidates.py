@@ -1,6 +1,7 @@
 """The one record that every head hands to its criterion.
 
-Shapes: ``R`` candidates (anchors, regions, cells) of a batch, ``K`` classes, ``P`` positives.
+Shapes: ``N`` images of a batch, ``R`` candidates (anchors, regions, cells) of it, ``K`` classes,
+``P`` positives.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Candidates:
         gt_masks: [P, H, W], values in {0, 1}.
         quality_logits: [P], of a branch that predicts how good a box is.
         gt_quality: [P], in [0, 1], detached: what that branch should say.
+        images: int64 [R], the image in [0, N) that each candidate belongs to.
+        negatives: bool [N, K], the classes that candidates of each image may be negatives of;
+            without it, all of them. A positive's own class is never asked for.
     """
 
     logits: Tensor
@@ -45,6 +49,8 @@ class Candidates:
     gt_masks: Tensor | None = None
     quality_logits: Tensor | None = None
     gt_quality: Tensor | None = None
+    images: Tensor | None = None
+    negatives: Tensor | None = None
 
     @property
     def positive_classes(self) -> Tensor:
@@ -59,16 +65,32 @@ class Candidates:
     def targets(self, quality: Tensor | float = 1.0) -> Tensor:
         """Targets of a ranking loss, float32 [R, K].
 
-        A positive's quality at its class, 0 elsewhere, -1 in the rows that are ignored.
+        A positive's quality at its class, 0 elsewhere, -1 in the rows and pairs that are ignored.
 
         Args:
             quality: [P], or one number for all.
         """
         targets = torch.zeros_like(self.logits, dtype=torch.float32)
         targets.masked_fill_((self.gt_classes < 0)[:, None], -1.0)
+        if (ignored := self.ignored_pairs()) is not None:
+            targets.masked_fill_(ignored, -1.0)
         quality = torch.as_tensor(quality, dtype=targets.dtype, device=targets.device)
         targets[self.positives, self.positive_classes] = quality
         return targets
+
+    def ignored_pairs(self, rows: Tensor | None = None) -> Tensor | None:
+        """Pairs of candidate and class that :attr:`negatives` leaves out, bool [R, K].
+
+        None without that field, which leaves out no pair.
+
+        Args:
+            rows: int64, the candidates that are asked for, in place of all R.
+        """
+        if self.negatives is None:
+            return None
+        ignored = (~self.negatives)[self.images]
+        ignored[self.positives, self.positive_classes] = False
+        return ignored if rows is None else ignored[rows]
 
     def keep(self, mask: Tensor, background: int) -> Candidates:
         """The record in which only the positives where the mask [P] is true remain positives.
@@ -84,10 +106,14 @@ class Candidates:
         kept = {
             field.name: value[index]
             for field in fields(self)
-            if field.name not in ("logits", "gt_classes", "positives")
+            if field.name not in _NOT_OF_POSITIVES
             and (value := getattr(self, field.name)) is not None
         }
         return replace(self, gt_classes=gt_classes, positives=positives, **kept)
+
+
+# Fields whose rows are not the positives.
+_NOT_OF_POSITIVES = ("logits", "gt_classes", "positives", "images", "negatives")
 
 
 def find_positives(gt_classes: Tensor, num_classes: int) -> Tensor:

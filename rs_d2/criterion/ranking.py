@@ -167,7 +167,10 @@ class CrossEntropy(Ranking):
         used = (candidates.gt_classes >= 0).nonzero().squeeze(1)
         count = max(len(used), 1)
         losses = cross_entropy_loss(
-            candidates.logits[used], candidates.gt_classes[used], self.num_classes
+            candidates.logits[used],
+            candidates.gt_classes[used],
+            self.num_classes,
+            candidates.ignored_pairs(used),
         )
         loss = losses.sum() / count
         return Ranked({"cls": loss}, loss.detach(), divisor=count)
@@ -213,6 +216,7 @@ class Focal(Ranking):
             candidates.gt_classes[used],
             self.focal_alpha,
             self.focal_gamma,
+            candidates.ignored_pairs(used),
         )
         loss = losses.sum() / count
         return Ranked({"cls": loss}, loss.detach())

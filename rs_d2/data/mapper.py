@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from detectron2.utils.file_io import PathManager
 from rs_d2.coco.checks import printable
 from rs_d2.coco.image_files import reason_of
 from rs_d2.coco.pixels import open_image
+from rs_d2.criterion.negatives import VERIFIED_FIELD, VerifiedClasses
+from rs_d2.data.federated import ABSENT, class_of_category, key_that_asks, verified_classes
 from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
@@ -41,21 +44,33 @@ class ImageMapper(DatasetMapper):
     told in the log, with the number of times this happened in all processes of the loader. After
     100 in a row, or as many as there are images, it raises all the same.
 
+    Where ``CRITERION.NEGATIVES`` asks for it, the instances of an image that lists
+    ``neg_category_ids`` get the field ``gt_verified``, a ``VerifiedClasses``.
+
     Attributes:
         skipped: int64 [], how often an image was skipped, shared by the processes of a loader.
     """
 
     @configurable
-    def __init__(self, *, on_bad_image: str = "error", num_images: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        on_bad_image: str = "error",
+        num_images: int = 1,
+        class_of: Mapping[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Make a mapper.
 
         Args:
             on_bad_image: "skip" or "error".
             num_images: of the data set.
+            class_of: class by category id, to say which classes are verified; None: not wanted.
             kwargs: of Detectron2's mapper.
         """
         super().__init__(**kwargs)
         self._skips = on_bad_image == "skip"
+        self._class_of = class_of
         self._limit = min(num_images, _MOST_IN_A_ROW)
         self._in_a_row = 0
         self.skipped = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -66,6 +81,8 @@ class ImageMapper(DatasetMapper):
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = [*map(keep_a_pixel, arguments["augmentations"])]
         arguments["on_bad_image"] = cfg.DATALOADER.ON_BAD_IMAGE if is_train else "error"
+        if is_train and key_that_asks(cfg):
+            arguments["class_of"] = class_of_category(cfg.DATASETS.TRAIN)
         return {**arguments, "num_images": num_images}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
@@ -117,11 +134,17 @@ class ImageMapper(DatasetMapper):
                 isinstance(note.get("segmentation"), dict) and not note.get("iscrowd")
                 for note in entry["annotations"]
             )
+            verified = None
+            if self._class_of is not None and entry.get(ABSENT) is not None:
+                verified = verified_classes(entry, self._class_of)
             usual = self.instance_mask_format
             # Detectron2 makes no polygons of run lengths, but bitmaps of polygons.
             self.instance_mask_format = "bitmask" if has_runs else usual
             self._transform_annotations(entry, transforms, size)
             self.instance_mask_format = usual
+            if verified is not None:
+                instances = entry["instances"]
+                instances.set(VERIFIED_FIELD, VerifiedClasses.of(verified, len(instances)))
         return entry
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from rs_d2.criterion.balancing import BALANCERS, Balancer
 from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.negatives import NEGATIVES, Negatives
 from rs_d2.criterion.ranking import RANKINGS, Ranking
 from rs_d2.criterion.tasks import BOX_LOSSES, Task, quality_task
 from rs_d2.criterion.weights import WEIGHTS
@@ -31,20 +32,27 @@ def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Crit
     heads = cfg.MODEL.ROI_HEADS
     if positive_iou is None:
         positive_iou = heads.IOU_THRESHOLDS[-1]
+    node = cfg.MODEL.ROI_BOX_HEAD.CRITERION
     return _build(
-        cfg, cfg.MODEL.ROI_BOX_HEAD.CRITERION, heads.NUM_CLASSES, positive_iou=positive_iou
+        cfg,
+        node,
+        heads.NUM_CLASSES,
+        positive_iou=positive_iou,
+        negatives=_negatives(node, heads.NUM_CLASSES),
     )
 
 
 def build_dense_criterion(cfg: CfgNode) -> Criterion:
     """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
     dense = cfg.MODEL.DENSE_HEAD
+    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     criterion = _build(
         cfg,
         dense.CRITERION,
-        cfg.MODEL.RETINANET.NUM_CLASSES,
+        num_classes,
         positive_iou=0.5,
         box_weight=dense.BOX_LOSS_WEIGHT,
+        negatives=_negatives(dense.CRITERION, num_classes),
     )
     if has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
@@ -64,7 +72,13 @@ def build_mask_balancer(cfg: CfgNode) -> Balancer:
 
 
 def _build(
-    cfg: CfgNode, node: CfgNode, num_classes: int, *, positive_iou: float, box_weight: float = 1.0
+    cfg: CfgNode,
+    node: CfgNode,
+    num_classes: int,
+    *,
+    positive_iou: float,
+    box_weight: float = 1.0,
+    negatives: Negatives | None = None,
 ) -> Criterion:
     ranking_class = RANKINGS[node.LOSS]
     ranking = ranking_class(
@@ -88,8 +102,14 @@ def _build(
         label=LABELS[node.LABELS],
         weight=weight,
         tasks={"box": box},
+        negatives=negatives,
         is_global=node.GLOBAL,
     )
+
+
+def _negatives(node: CfgNode, num_classes: int) -> Negatives:
+    choice = NEGATIVES[node.NEGATIVES]
+    return choice(num_classes=num_classes, num_drawn=node.NEGATIVES_NUM_CLASSES)
 
 
 def _balancer(ranking: type[Ranking], node: CfgNode, weight: float) -> Balancer:

@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from rs_d2.criterion.criterion import LossOutput
+from rs_d2.criterion.negatives import VERIFIED_FIELD, VerifiedClasses
 from rs_d2.losses import across_processes
 from rs_d2.modeling.build import build_mask_balancer
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
@@ -150,6 +151,7 @@ class RSROIHeads(StandardROIHeads):
             N instances with ``gt_classes`` (K is the background) and, for images with objects,
             every ``gt_*`` field of the object that each proposal belongs to.
         """
+        carry_verified(targets, proposals)
         if self.sampler == "random":
             return super().label_and_sample_proposals(proposals, targets)
         return self.label_proposals(proposals, targets, self.proposal_matcher)
@@ -185,6 +187,17 @@ class RSROIHeads(StandardROIHeads):
             elif name.startswith("gt_") and name != "gt_classes":
                 proposals.set(name, value[index])
         return proposals
+
+
+def carry_verified(targets: list[Instances], proposals: list[Instances]) -> None:
+    """Give the proposals of each image what its ground truth says about the verified classes.
+
+    The fields of objects reach proposals by the object of each, which an image may have none of.
+    """
+    for of_image, regions in zip(targets, proposals, strict=True):
+        if of_image.has(VERIFIED_FIELD):
+            classes = of_image.get(VERIFIED_FIELD).classes
+            regions.set(VERIFIED_FIELD, VerifiedClasses.of(classes, len(regions)))
 
 
 def choose_positives(proposals: list[Instances], box: LossOutput, maximum: int) -> list[Instances]:
