@@ -12,11 +12,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from rs_d2.coco.checks import printable
 from rs_d2.coco.image_files import reason_of
 from rs_d2.coco.pixels import open_image
+from rs_d2.data.augmentation import ssd_augmentations
 from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
@@ -46,15 +48,28 @@ class ImageMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, *, on_bad_image: str = "error", num_images: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        on_bad_image: str = "error",
+        num_images: int = 1,
+        needs_center: bool = False,
+        min_object_size: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         """Make a mapper.
 
         Args:
             on_bad_image: "skip" or "error".
             num_images: of the data set.
+            needs_center: leave out objects whose centre is no longer in the image.
+            min_object_size: leave out objects with a side of no more than so many pixels of the
+                model's input.
             kwargs: of Detectron2's mapper.
         """
         super().__init__(**kwargs)
+        self._needs_center = needs_center
+        self._min_object_size = min_object_size
         self._skips = on_bad_image == "skip"
         self._limit = min(num_images, _MOST_IN_A_ROW)
         self._in_a_row = 0
@@ -65,6 +80,11 @@ class ImageMapper(DatasetMapper):
         """Tests are never skipped: an evaluation of fewer images is another evaluation."""
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = [*map(keep_a_pixel, arguments["augmentations"])]
+        if is_train and cfg.INPUT.AUGMENTATION == "ssd":
+            flips = arguments["augmentations"][1:]  # the first is the resizing
+            arguments["augmentations"] = [*ssd_augmentations(cfg), *flips]
+            arguments["needs_center"] = True
+        arguments["min_object_size"] = cfg.INPUT.MIN_OBJECT_SIZE
         arguments["on_bad_image"] = cfg.DATALOADER.ON_BAD_IMAGE if is_train else "error"
         return {**arguments, "num_images": num_images}
 
@@ -103,8 +123,15 @@ class ImageMapper(DatasetMapper):
         if "sem_seg_file_name" in entry:
             sem_seg = utils.read_image(entry.pop("sem_seg_file_name"), "L").squeeze(2)
         view = T.AugInput(image, sem_seg=sem_seg)
+        if self._needs_center:
+            notes = [each for each in entry.get("annotations", ()) if not each.get("iscrowd")]
+            view.boxes = _boxes_of(notes)
         transforms = self.augmentations(view)
         size = view.image.shape[:2]
+        if self._needs_center:
+            centers = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2
+            inside = ((centers > 0) & (centers < size[::-1])).all(1)
+            entry["annotations"] = [notes[row] for row in inside.nonzero()[0]]
         entry["image"] = torch.as_tensor(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         if view.sem_seg is not None:
             entry["sem_seg"] = torch.as_tensor(view.sem_seg.astype("long"))
@@ -122,7 +149,16 @@ class ImageMapper(DatasetMapper):
             self.instance_mask_format = "bitmask" if has_runs else usual
             self._transform_annotations(entry, transforms, size)
             self.instance_mask_format = usual
+            if self._min_object_size > 0:
+                entry["instances"] = utils.filter_empty_instances(
+                    entry["instances"], box_threshold=self._min_object_size
+                )
         return entry
+
+
+def _boxes_of(notes: list[dict[str, Any]]) -> np.ndarray:
+    boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in notes]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def keep_a_pixel(augmentation: T.Augmentation) -> T.Augmentation:

@@ -95,8 +95,9 @@ def test_twenty_kills_leave_no_trace(folder, monkeypatch):
         ["DATALOADER.ASPECT_RATIO_GROUPING", "False", "SOLVER.IMS_PER_BATCH", "3"],
         ["SOLVER.OPTIMIZER", "sgd", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
         ["SEED", "-1"],
+        ["INPUT.AUGMENTATION", "ssd", "INPUT.MIN_SIZE_TRAIN", "(12,)"],
     ],
-    ids=["workers", "ceil", "stochastic", "ungrouped", "cosine", "no seed"],
+    ids=["workers", "ceil", "stochastic", "ungrouped", "cosine", "no seed", "ssd"],
 )
 def test_every_order_and_schedule_goes_on(folder, options, monkeypatch, request):
     name = request.node.callspec.id
