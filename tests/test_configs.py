@@ -159,6 +159,19 @@ def test_labels_from_masks_are_refused_where_a_head_predicts_none(head, label):
         check_config(cfg)
 
 
+@pytest.mark.parametrize("head", ["RPN", "ROI_BOX_HEAD", "DENSE_HEAD"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_cross_entropy", "focal"])
+def test_weights_by_rank_are_refused_where_nothing_is_ranked(head, loss):
+    cfg = load()
+    keys = [f"MODEL.{head}.CRITERION.{name}" for name in ("WEIGHTS", "LOSS")]
+    cfg.merge_from_list([keys[0], "ranking", keys[1], loss])
+    with pytest.raises(UserError) as error:
+        check_config(cfg)
+    assert str(error.value) == f"{keys[0]}: {keys[1]} {loss} ranks nothing"
+    cfg.merge_from_list([keys[1], "ap"])
+    check_config(cfg)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

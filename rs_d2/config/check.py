@@ -36,6 +36,7 @@ _LEAST = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.NONFINITE_LIMIT": 0,
+    "INPUT.MIN_OBJECT_SIZE": 0,
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.EVAL_PERIOD": 0,
     "VIS_PERIOD": 0,
@@ -59,6 +60,7 @@ def check_config(cfg: CfgNode) -> None:
         if lookup(cfg, key) < least:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least {least}")
     _check_abilities(cfg)
+    _check_ssd_augmentation(cfg)
     for key, name, registry in _registered_names(cfg):
         if name not in registry:
             known = [entry for entry, _ in registry]
@@ -92,6 +94,18 @@ def _check_abilities(cfg: CfgNode) -> None:
         key = f"MODEL.{head}.CRITERION.LABELS"
         if lookup(cfg, key) in _MASK_LABELS and not (head == "DENSE_HEAD" and one_stage_with_masks):
             raise UserError(f"{key}: {lookup(cfg, key)} needs masks, which MODEL.{head} lacks")
+
+
+def _check_ssd_augmentation(cfg: CfgNode) -> None:
+    if cfg.INPUT.AUGMENTATION != "ssd":
+        return
+    sides = cfg.INPUT.MIN_SIZE_TRAIN
+    if len(sides) != 1 or sides[0] < 1:
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN: INPUT.AUGMENTATION ssd needs one side, not {sides}")
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise UserError(f"INPUT.FORMAT: INPUT.AUGMENTATION ssd does not know {cfg.INPUT.FORMAT}")
+    if cfg.INPUT.CROP.ENABLED:
+        raise UserError("INPUT.CROP.ENABLED: INPUT.AUGMENTATION ssd has a crop of its own")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
@@ -134,10 +148,10 @@ def check_choices(cfg: Any) -> None:
             if delta is not None and not (_is_number(delta) and 0 <= delta < float("inf")):
                 raise UserError(f"{key}: {delta} is not a number >= 0")
         loss = lookup(cfg, f"MODEL.{head}.CRITERION.LOSS")
-        if lookup(cfg, f"MODEL.{head}.CRITERION.GLOBAL") and RANKINGS[loss].is_baseline:
-            raise UserError(
-                f"MODEL.{head}.CRITERION.GLOBAL: MODEL.{head}.CRITERION.LOSS {loss} ranks nothing"
-            )
+        for name, needs_ranking in (("GLOBAL", True), ("WEIGHTS", "ranking")):
+            key = f"MODEL.{head}.CRITERION.{name}"
+            if lookup(cfg, key) == needs_ranking and RANKINGS[loss].is_baseline:
+                raise UserError(f"{key}: MODEL.{head}.CRITERION.LOSS {loss} ranks nothing")
         key = f"MODEL.{head}.CRITERION.BALANCE_PERIOD"
         if lookup(cfg, key) < 0:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 0")

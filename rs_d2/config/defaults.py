@@ -29,6 +29,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": MASK_LOSSES,
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
+    "INPUT.AUGMENTATION": ("detectron2", "ssd"),
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
@@ -192,6 +193,14 @@ def _add_training_keys(cfg: Any) -> None:
     # Detectron2's SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be full_model: the norm of all gradients
     # together is clipped to CLIP_VALUE.
     cfg.SOLVER.OPTIMIZER = "sgd"
+    # How training images are augmented before the flip of RANDOM_FLIP. detectron2: resized by their
+    # short side, and cropped where CROP says so. ssd: SSD's way, for long schedules: distorted
+    # colours, a random window of the image on a canvas of MODEL.PIXEL_MEAN, resized to a square of
+    # MIN_SIZE_TRAIN (one number); objects whose centre lies outside of the window are left out.
+    cfg.INPUT.AUGMENTATION = "detectron2"
+    # Leave out objects of a training image that, as the model sees it, have a side of no more than
+    # so many pixels (published: 4 for YOLACT). 0: none.
+    cfg.INPUT.MIN_OBJECT_SIZE = 0.0
     # What to do in training with an image that cannot be read, or is of another size than stated.
     # skip: tell it in the log, with a count, and take another one at random; 100 in a row end the
     # training. error: end the training. In evaluation it is an error either way.

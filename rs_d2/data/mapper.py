@@ -13,12 +13,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from rs_d2.coco.checks import printable
 from rs_d2.coco.image_files import reason_of
 from rs_d2.coco.pixels import open_image
 from rs_d2.criterion.negatives import VERIFIED_FIELD, VerifiedClasses
+from rs_d2.data.augmentation import ssd_augmentations
 from rs_d2.data.federated import ABSENT, class_of_category, key_that_asks, verified_classes
 from rs_d2.utils.errors import UserError
 
@@ -58,6 +60,8 @@ class ImageMapper(DatasetMapper):
         on_bad_image: str = "error",
         num_images: int = 1,
         class_of: Mapping[int, int] | None = None,
+        needs_center: bool = False,
+        min_object_size: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Make a mapper.
@@ -66,9 +70,14 @@ class ImageMapper(DatasetMapper):
             on_bad_image: "skip" or "error".
             num_images: of the data set.
             class_of: class by category id, to say which classes are verified; None: not wanted.
+            needs_center: leave out objects whose centre is no longer in the image.
+            min_object_size: leave out objects with a side of no more than so many pixels of the
+                model's input.
             kwargs: of Detectron2's mapper.
         """
         super().__init__(**kwargs)
+        self._needs_center = needs_center
+        self._min_object_size = min_object_size
         self._skips = on_bad_image == "skip"
         self._class_of = class_of
         self._limit = min(num_images, _MOST_IN_A_ROW)
@@ -80,6 +89,11 @@ class ImageMapper(DatasetMapper):
         """Tests are never skipped: an evaluation of fewer images is another evaluation."""
         arguments = super().from_config(cfg, is_train)
         arguments["augmentations"] = [*map(keep_a_pixel, arguments["augmentations"])]
+        if is_train and cfg.INPUT.AUGMENTATION == "ssd":
+            flips = arguments["augmentations"][1:]  # the first is the resizing
+            arguments["augmentations"] = [*ssd_augmentations(cfg), *flips]
+            arguments["needs_center"] = True
+        arguments["min_object_size"] = cfg.INPUT.MIN_OBJECT_SIZE
         arguments["on_bad_image"] = cfg.DATALOADER.ON_BAD_IMAGE if is_train else "error"
         if is_train and key_that_asks(cfg):
             arguments["class_of"] = class_of_category(cfg.DATASETS.TRAIN)
@@ -120,8 +134,15 @@ class ImageMapper(DatasetMapper):
         if "sem_seg_file_name" in entry:
             sem_seg = utils.read_image(entry.pop("sem_seg_file_name"), "L").squeeze(2)
         view = T.AugInput(image, sem_seg=sem_seg)
+        if self._needs_center:
+            notes = [each for each in entry.get("annotations", ()) if not each.get("iscrowd")]
+            view.boxes = _boxes_of(notes)
         transforms = self.augmentations(view)
         size = view.image.shape[:2]
+        if self._needs_center:
+            centers = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2
+            inside = ((centers > 0) & (centers < size[::-1])).all(1)
+            entry["annotations"] = [notes[row] for row in inside.nonzero()[0]]
         entry["image"] = torch.as_tensor(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         if view.sem_seg is not None:
             entry["sem_seg"] = torch.as_tensor(view.sem_seg.astype("long"))
@@ -142,10 +163,19 @@ class ImageMapper(DatasetMapper):
             self.instance_mask_format = "bitmask" if has_runs else usual
             self._transform_annotations(entry, transforms, size)
             self.instance_mask_format = usual
+            if self._min_object_size > 0:
+                entry["instances"] = utils.filter_empty_instances(
+                    entry["instances"], box_threshold=self._min_object_size
+                )
             if verified is not None:
                 instances = entry["instances"]
                 instances.set(VERIFIED_FIELD, VerifiedClasses.of(verified, len(instances)))
         return entry
+
+
+def _boxes_of(notes: list[dict[str, Any]]) -> np.ndarray:
+    boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in notes]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def keep_a_pixel(augmentation: T.Augmentation) -> T.Augmentation:

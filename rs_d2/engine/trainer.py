@@ -76,8 +76,10 @@ class RSTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        set_epochs(model, -(-loader.num_images // cfg.SOLVER.IMS_PER_BATCH))
-        set_image_counts(model, loader.image_counts)
+        if hasattr(loader, "image_counts"):  # else NEGATIVES sampled says what it misses
+            set_image_counts(model, loader.image_counts)
+        num_images = getattr(loader, "num_images", None)  # unknown in a loader of the user's
+        set_epochs(model, num_images and -(-num_images // cfg.SOLVER.IMS_PER_BATCH))
         self._loader = Batches(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         loop = AMPLoop if cfg.SOLVER.AMP.ENABLED else Loop

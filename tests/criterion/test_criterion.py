@@ -113,6 +113,22 @@ def test_the_balanced_box_loss_has_the_ranking_losses_value_and_its_own_directio
     torch.testing.assert_close(direction, factor * unscaled)
 
 
+@pytest.mark.parametrize("ranking", ["rank_sort", "ap", "alrp"])
+def test_magnitude_balance_equals_autograd_written_out(batch, ranking):
+    deltas = torch.randn(2, 4, requires_grad=True)
+    pred_boxes = batch.gt_boxes + deltas
+    candidates = record(
+        batch.logits, batch.gt_classes, pred_boxes, batch.gt_boxes, pred_deltas=deltas
+    )
+    *ranked, plain = make(ranking, balance="constant")(candidates).losses.values()
+    (of_logits,) = torch.autograd.grad(sum(ranked), batch.logits, retain_graph=True)
+    (of_deltas,) = torch.autograd.grad(plain, deltas, retain_graph=True)
+    balanced = make(ranking, balance="magnitude")(candidates).losses["box"]
+    torch.testing.assert_close(balanced, plain * (of_logits.abs().sum() / of_deltas.abs().sum()))
+    (gradient,) = torch.autograd.grad(balanced, deltas)
+    torch.testing.assert_close(gradient.abs().sum(), of_logits.abs().sum())
+
+
 def test_the_box_loss_does_not_reach_the_logits(batch):
     make()(batch).losses["box"].backward()
     assert batch.logits.grad is None or (batch.logits.grad == 0).all()

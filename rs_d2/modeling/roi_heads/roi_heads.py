@@ -27,6 +27,7 @@ from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.mask_head import MaskRows, RSMaskRCNNConvUpsampleHead
 from rs_d2.targets.assign_iou import match_by_iou
 from rs_d2.utils.d2_compat import put_scalar
+from rs_d2.utils.errors import UserError
 
 # From the IoU of objects and regions to each region's object and label (1, 0 or -1).
 Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -63,6 +64,12 @@ class RSROIHeads(StandardROIHeads):
         )
         ret["sampler"] = roi_heads.SAMPLER
         ret["mask_balancer"] = build_mask_balancer(cfg)
+        is_ours = isinstance(ret.get("mask_head"), RSMaskRCNNConvUpsampleHead)
+        if cfg.MODEL.MASK_ON and mask_head.CRITERION.BALANCE == "magnitude" and not is_ours:
+            raise UserError(
+                "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE: magnitude needs the raw outputs behind the"
+                f" loss, which MODEL.ROI_MASK_HEAD.NAME {mask_head.NAME} does not give"
+            )
         ret["max_mask_positives"] = mask_head.MAX_POSITIVES
         return ret
 
