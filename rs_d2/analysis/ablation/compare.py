@@ -22,7 +22,15 @@ from rs_d2.config.load import merge_pairs
 from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import make_folder
+from rs_d2.utils.outputs import check_outputs
 from rs_d2.utils.run_lock import locked_folder
+
+# Keys that are set for every run, and what says how.
+_OWN_KEYS = {
+    "OUTPUT_DIR": "--output",
+    "SEED": "--seeds",
+    "TEST.EVAL_PERIOD": "--evaluations",
+}
 
 
 class Outcome(NamedTuple):
@@ -86,8 +94,14 @@ def ablate(
     chosen = matching([variant.row.name for variant in variants], rows)
     if not base:
         base = f"ablations/{table.base}_{'own_data' if data.train_json else 'digits'}.yaml"
+    pairs = as_pairs(overrides)
+    for key in pairs[::2]:
+        if key in _OWN_KEYS:
+            raise UserError(f"{key} is set for every run: give {_OWN_KEYS[key]} instead")
+    inputs = [base, data.train_json, data.val_json]
+    check_outputs(inputs, [("--output", folder / name) for name in FILES.values()])
     make_folder(folder, "--output")
-    cfg, notes = engine.prepare(base, [*as_pairs(overrides), "OUTPUT_DIR", str(folder)], data)
+    cfg, notes = engine.prepare(base, [*pairs, "OUTPUT_DIR", str(folder)], data)
     if not cfg.DATASETS.TEST:
         raise UserError("--val-json is missing: without it nothing can be compared")
     for note in notes:

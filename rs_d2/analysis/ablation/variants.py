@@ -64,7 +64,10 @@ def variant_of(text: str) -> Variant:
     """
     if text.endswith((".yaml", ".yml")) and "=" not in text:
         row = Row(Path(text).stem, (Path(text).stem,))
-        return Variant(row, model_lines(find_config(text)))
+        try:
+            return Variant(row, model_lines(find_config(text)))
+        except UserError as error:
+            raise UserError(f"--variant: {str(error).removeprefix('--config-file: ')}") from error
     name, equals, rest = text.partition("=")
     if not equals or not _NAME.fullmatch(name):
         raise UserError(f"--variant: '{text}' is neither a yaml file nor name=KEY VALUE,KEY VALUE")
@@ -100,7 +103,7 @@ def model_lines(path: str) -> tuple[Any, ...]:
     try:
         content = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
     except (OSError, ValueError) as error:
-        raise UserError(f"--variant: {path} cannot be read ({error})") from error
+        raise UserError(f"{path} cannot be read ({error})") from error
     content.pop(BASE_KEY, None)
     return tuple(_pairs(content.get("MODEL", {}), "MODEL"))
 
