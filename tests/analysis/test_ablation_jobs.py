@@ -18,7 +18,7 @@ from rs_d2.analysis.ablation import jobs
 def do_runs(tmp_path, monkeypatch):
     """``jobs.do_runs`` of runs with these deeds; returns what it returns and the lines told."""
     monkeypatch.setattr(jobs, "work", toy_runs.work)
-    monkeypatch.setattr(jobs, "num_cores", lambda: 4)
+    monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 4)
 
     def do(*deeds, side_by_side=2):
         lines, counts = [], []
@@ -39,7 +39,7 @@ def test_a_run_that_fails_or_dies_is_told_in_a_line_and_the_others_go_on(do_runs
     assert len(failures) == 2
     results = [run.result() for run in runs]
     assert [result is None for result in results] == [True, False, True, False]
-    assert {result["threads"] for result in results if result} == {2}  # four cores for two
+    assert {result["threads"] for result in results if result} == {2}  # four for two processes
     assert sum("bbox/AP 12.3 in 0:00:03" in line for line in lines) == 2
     assert lines[-1].endswith("(0 more, 0:00:00 left)")
 

@@ -28,11 +28,14 @@ def test_one_command_trains_in_another_process_and_prints_the_table(tmp_path, ca
     finally:
         reset_logging()
     out, err = capfd.readouterr()
-    assert "| plain | 0.0 | 0.0 | 0.0 | 100.0 |" in out
+    assert "| variant | box AP | box AP50 | box AP75 | box oLRP |" in out
     assert "* wrong, seed 1: failed: MODEL.RPN.SAMPLER: 'all' is not one of" in out
     assert "error: 1 run(s) failed" in err
     (folder,) = (tmp_path / "out" / "runs").iterdir()
-    assert json.loads((folder / "result.json").read_text())["iterations"] == 1
+    result = json.loads((folder / "result.json").read_text())
+    assert result["iterations"] == 1
+    assert f"| plain | {result['metrics']['bbox/AP']:.1f} |" in out
+    assert "training 1/1" in (folder / "console.txt").read_text()
 
 
 def test_the_tables_are_listed_with_their_rows(capsys):

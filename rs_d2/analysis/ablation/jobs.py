@@ -30,11 +30,6 @@ def default_jobs() -> int:
     """GPUs of this machine, or else the cores that this process may use."""
     if torch.cuda.is_available():
         return torch.cuda.device_count()
-    return num_cores()
-
-
-def num_cores() -> int:
-    """Cores that this process may use; an ``OMP_NUM_THREADS`` does not lower it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -55,7 +50,7 @@ def do_runs(
 
     Args:
         runs: what to do.
-        jobs: processes side by side, which share the cores.
+        jobs: processes side by side, which share torch's threads.
         label: before the bar.
         tell: shows a line.
         done: called after every run.
@@ -69,7 +64,7 @@ def do_runs(
     """
     jobs = max(1, min(jobs, len(runs)))
     waiting, free = list(runs), list(range(jobs))
-    threads = max(1, num_cores() // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     active: list[_Process] = []
     failures: dict[Run, str] = {}
     progress = _Progress(runs, label)
