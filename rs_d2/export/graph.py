@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from rs_d2.config import Architecture, architecture_of_model
 from rs_d2.export.operators import deform_conv2d
 from rs_d2.export.suppression import traceable_batched_nms, traceable_search
-from rs_d2.modeling.inference import fast_rcnn_inference, searching_with
+from rs_d2.modeling.inference import Search, fast_rcnn_inference, searching_with
+from rs_d2.ops.nms import class_wise_nms
 from rs_d2.utils.errors import UserError
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
@@ -94,7 +95,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     """Let a model be traced inside the ``with`` block: all that depends on data becomes tensors."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(searching_with(traceable_search))
+        stack.enter_context(searching_with(_traceable))
         stack.enter_context(patch_builtin_len(["rs_d2.modeling.roi_heads.fast_rcnn"]))
         stack.enter_context(mock.patch(_DEFORM_CONV, deform_conv2d))
         stack.enter_context(mock.patch(_SCALE_GRADIENT, _NoGradient))
@@ -105,6 +106,11 @@ def traceable(model: nn.Module) -> Iterator[None]:
             suppression = traceable_batched_nms(len(generator.in_features))
             stack.enter_context(mock.patch(_RPN_SUPPRESSION, suppression))
         yield
+
+
+def _traceable(search: Search) -> Search:
+    """The exact search in a form for graphs; others have that form already."""
+    return traceable_search if search is class_wise_nms else search
 
 
 class _NoGradient:

@@ -11,7 +11,7 @@ from rs_d2.criterion.balancing import BALANCERS, Balancer
 from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.labels import LABELS
 from rs_d2.criterion.ranking import RANKINGS, Ranking
-from rs_d2.criterion.tasks import BOX_LOSSES, Task, quality_task
+from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES, Task, quality_task
 from rs_d2.criterion.weights import WEIGHTS
 
 
@@ -36,8 +36,13 @@ def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Crit
     )
 
 
-def build_dense_criterion(cfg: CfgNode) -> Criterion:
-    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
+def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criterion:
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``, with masks where they are on.
+
+    Args:
+        cfg: config.
+        may_have_quality: the head may have a branch that predicts qualities.
+    """
     dense = cfg.MODEL.DENSE_HEAD
     criterion = _build(
         cfg,
@@ -46,7 +51,14 @@ def build_dense_criterion(cfg: CfgNode) -> Criterion:
         positive_iou=0.5,
         box_weight=dense.BOX_LOSS_WEIGHT,
     )
-    if has_quality_branch(cfg):
+    if cfg.MODEL.MASK_ON:
+        node = dense.CRITERION
+        criterion.tasks["mask"] = Task(
+            MASK_LOSSES[node.MASK_LOSS],
+            _balancer(RANKINGS[node.LOSS], node, dense.MASK_LOSS_WEIGHT),
+            outputs="mask_logits",
+        )
+    if may_have_quality and has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
         criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
     return criterion

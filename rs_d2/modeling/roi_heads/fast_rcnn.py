@@ -90,6 +90,7 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
                 gt_boxes=gt_boxes[positives],
                 pred_deltas=deltas,
                 anchors=proposal_boxes,
+                encode=self.box2box_transform.get_deltas,
             )
         )
 
