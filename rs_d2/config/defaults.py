@@ -28,7 +28,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": MASK_LOSSES,
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
-    "MODEL.DENSE_HEAD.CRITERION.MASK_LOSS": MASK_LOSSES,
+    "MODEL.DENSE_HEAD.MASK_LOSS": MASK_LOSSES,
     "MODEL.YOLACT.NMS": ("fast", "exact"),
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
@@ -72,8 +72,8 @@ def _detection_criterion(node: type) -> Any:
     # the rankings it is compared with; alrp brings a box term of its own. cross_entropy:
     # Detectron2's baseline (softmax with a background column in the box head, a sigmoid in the
     # RPN). sigmoid_cross_entropy: class-wise. focal: in dense heads with a branch that predicts
-    # centerness (ATSS) or IoU (PAA). ohem_cross_entropy: a softmax over the positives and three hard
-    # negatives for each. The last four ignore LABELS, WEIGHTS and BALANCE.
+    # centerness (ATSS) or IoU (PAA). ohem_cross_entropy: a softmax over the positives and three
+    # hard negatives for each. The last four ignore LABELS, WEIGHTS and BALANCE.
     criterion.LOSS = "rank_sort"
     # Half width of the ramp that smooths the step function, in logits ("delta_RS" in the paper,
     # which found 0.50 best of 0.25 to 1.0). 0 is the hard step. None: what the loss was published
@@ -127,9 +127,6 @@ def _dense_head(node: type) -> Any:
     """What dense detectors do not share with RetinaNet."""
     head = node()
     head.CRITERION = _detection_criterion(node)
-    # Loss of a positive's mask, where the detector predicts masks: weighted, averaged and balanced as
-    # the box loss is. dice; cross_entropy: mean binary cross-entropy of the pixels inside its box.
-    head.CRITERION.MASK_LOSS = "dice"
     # Anchors that an object takes as candidates from each level ("k" in both papers).
     head.ASSIGN_TOPK = 9
     # PAA: anchors of at least this IoU with an object, in (0, 1], are its candidates.
@@ -137,8 +134,6 @@ def _dense_head(node: type) -> Any:
     # Weight of the box loss with focal loss (published: ATSS 2.0, PAA 1.3) and with
     # CRITERION.BALANCE constant.
     head.BOX_LOSS_WEIGHT = 1.0
-    # The same of the mask loss (published: YOLACT 6.125).
-    head.MASK_LOSS_WEIGHT = 1.0
     # PAA: weight of the box loss in the sum by which positives are separated from negatives. None:
     # BOX_LOSS_WEIGHT.
     head.SEPARATION_BOX_WEIGHT = None
@@ -146,6 +141,12 @@ def _dense_head(node: type) -> Any:
     head.QUALITY_LOSS_WEIGHT = 1.0
     # PAA: replace each detection's box by a mean of the boxes around it.
     head.SCORE_VOTING = True
+    # Loss of a positive's mask, of detectors that predict masks; it is weighted and balanced as
+    # the box loss is. dice: 1 minus the Dice coefficient; cross_entropy: mean binary cross-entropy
+    # of its pixels, in YOLACT those inside its box.
+    head.MASK_LOSS = "dice"
+    # Weight of it in a baseline (published: YOLACT 6.125) and with CRITERION.BALANCE constant.
+    head.MASK_LOSS_WEIGHT = 1.0
     return head
 
 
@@ -154,13 +155,13 @@ def _yolact(node: type) -> Any:
     yolact = node()
     # Prototypes, and coefficients of each anchor.
     yolact.NUM_PROTOTYPES = 32
-    # Suppression. fast: a box is dropped by any better one of its class, also by one that is dropped
-    # itself, as published; exact: class-wise, as in the other detectors.
+    # Suppression. fast: a box is dropped by any better one of its class, also by one that is
+    # dropped itself, as published; exact: class-wise, as in the other detectors.
     yolact.NMS = "fast"
     # Regions of each class that fast suppression looks at, the best ones.
     yolact.NMS_TOPK = 200
-    # In training, also predict the classes of pixels from the finest level, with a loss of weight 1;
-    # published for the baseline, not with Rank & Sort Loss.
+    # In training, also predict the classes of pixels from the finest level, with a loss of weight
+    # 1; published for the baseline, not with Rank & Sort Loss.
     yolact.SEMANTIC = False
     return yolact
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-
 # What belongs to all candidates, or to the images; the rest to the positives.
 _NOT_OF_POSITIVES = frozenset(
     ("logits", "gt_classes", "positives", "encode", "num_images", "semantic_logits", "gt_semantic")

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from rs_d2.coco.checks import printable
@@ -46,25 +47,37 @@ class ImageMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, *, on_bad_image: str = "error", num_images: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        on_bad_image: str = "error",
+        num_images: int = 1,
+        min_object_size: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         """Make a mapper.
 
         Args:
             on_bad_image: "skip" or "error".
             num_images: of the data set.
+            min_object_size: objects of fewer pixels in width or height are left out of training.
             kwargs: of Detectron2's mapper.
         """
         super().__init__(**kwargs)
         self._skips = on_bad_image == "skip"
         self._limit = min(num_images, _MOST_IN_A_ROW)
         self._in_a_row = 0
+        self._min_object_size = min_object_size
         self.skipped = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True, num_images: int = 1) -> dict:
         """Tests are never skipped: an evaluation of fewer images is another evaluation."""
         arguments = super().from_config(cfg, is_train)
-        arguments["augmentations"] = [*map(keep_a_pixel, arguments["augmentations"])]
+        arguments["augmentations"] = [
+            our_resizing(each, cfg.INPUT.SQUARE) for each in arguments["augmentations"]
+        ]
+        arguments["min_object_size"] = cfg.INPUT.MIN_OBJECT_SIZE
         arguments["on_bad_image"] = cfg.DATALOADER.ON_BAD_IMAGE if is_train else "error"
         return {**arguments, "num_images": num_images}
 
@@ -113,6 +126,10 @@ class ImageMapper(DatasetMapper):
         if not self.is_train:
             entry.pop("annotations", None)
         elif "annotations" in entry:
+            if self._min_object_size > 0:
+                entry["annotations"] = [
+                    note for note in entry["annotations"] if _side(note) >= self._min_object_size
+                ]
             has_runs = any(
                 isinstance(note.get("segmentation"), dict) and not note.get("iscrowd")
                 for note in entry["annotations"]
@@ -125,16 +142,35 @@ class ImageMapper(DatasetMapper):
         return entry
 
 
-def keep_a_pixel(augmentation: T.Augmentation) -> T.Augmentation:
+def _side(note: dict[str, Any]) -> float:
+    """The shorter side of an object's box, in pixels."""
+    left, top, right, bottom = BoxMode.convert(note["bbox"], note["bbox_mode"], BoxMode.XYXY_ABS)
+    return min(right - left, bottom - top)
+
+
+def our_resizing(augmentation: T.Augmentation, square: bool) -> T.Augmentation:
     """The augmentation; in place of Detectron2's resizing, one that leaves at least a pixel.
 
     An image of 8000 x 20 pixels shrunk to a long side of 96 is 96 x 0.24: that is 96 x 1 here.
+
+    Args:
+        augmentation: any.
+        square: images become squares of the short side that they would have got.
     """
     if type(augmentation) is not T.ResizeShortestEdge:
         return augmentation
-    kept = _ResizeShortestEdge.__new__(_ResizeShortestEdge)
-    kept.__dict__.update(augmentation.__dict__)
-    return kept
+    kind = _ResizeToSquare if square else _ResizeShortestEdge
+    ours = kind.__new__(kind)
+    ours.__dict__.update(augmentation.__dict__)
+    return ours
+
+
+class _ResizeToSquare(T.ResizeShortestEdge):
+    @staticmethod
+    def get_output_shape(
+        oldh: int, oldw: int, short_edge_length: int, max_size: int
+    ) -> tuple[int, int]:
+        return short_edge_length, short_edge_length
 
 
 class _ResizeShortestEdge(T.ResizeShortestEdge):

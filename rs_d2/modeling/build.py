@@ -37,7 +37,7 @@ def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Crit
 
 
 def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criterion:
-    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``, with masks where they are on.
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``.
 
     Args:
         cfg: config.
@@ -51,17 +51,17 @@ def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criter
         positive_iou=0.5,
         box_weight=dense.BOX_LOSS_WEIGHT,
     )
-    if cfg.MODEL.MASK_ON:
-        node = dense.CRITERION
-        criterion.tasks["mask"] = Task(
-            MASK_LOSSES[node.MASK_LOSS],
-            _balancer(RANKINGS[node.LOSS], node, dense.MASK_LOSS_WEIGHT),
-            outputs="mask_logits",
-        )
     if may_have_quality and has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
         criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
     return criterion
+
+
+def build_mask_task(cfg: CfgNode) -> Task:
+    """The task that a dense head which predicts masks adds to its criterion."""
+    dense = cfg.MODEL.DENSE_HEAD
+    balancer = _balancer(RANKINGS[dense.CRITERION.LOSS], dense.CRITERION, dense.MASK_LOSS_WEIGHT)
+    return Task(MASK_LOSSES[dense.MASK_LOSS], balancer, outputs="mask_logits")
 
 
 def has_quality_branch(cfg: CfgNode) -> bool:

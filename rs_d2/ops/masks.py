@@ -56,7 +56,7 @@ def inside_boxes(boxes: Tensor, extent: Sequence[int], grid: Sequence[int]) -> T
 
 
 def _between(low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """bool [n, cells]: whether a cell's number lies in ``[low - 1, high + 1)``, in cells."""
+    """Whether a cell's number lies in ``[low - 1, high + 1)``, in cells: bool [n, cells]."""
     numbers = torch.arange(cells, device=low.device)
     return (numbers >= (low - 1)[:, None]) & (numbers < (high + 1)[:, None])
 

@@ -32,11 +32,9 @@ class RSDenseDetector(DenseDetector, ABC):
 
     Attributes:
         may_have_background: logits may have a column for the background, of a softmax.
-        may_have_quality: with focal loss, a branch may predict how good each box is.
     """
 
     may_have_background: ClassVar[bool] = False
-    may_have_quality: ClassVar[bool] = True
 
     @configurable
     def __init__(
@@ -68,7 +66,7 @@ class RSDenseDetector(DenseDetector, ABC):
         """Arguments from ``MODEL.RETINANET``, whose keys mean the same here, and ``DENSE_HEAD``."""
         settings = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
-        criterion = build_dense_criterion(cfg, cls.may_have_quality)
+        criterion = cls.build_criterion(cfg)
         if criterion.num_columns != settings.NUM_CLASSES and not cls.may_have_background:
             raise UserError(
                 f"MODEL.DENSE_HEAD.CRITERION.LOSS: {cfg.MODEL.DENSE_HEAD.CRITERION.LOSS} needs a "
@@ -87,6 +85,11 @@ class RSDenseDetector(DenseDetector, ABC):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    @classmethod
+    def build_criterion(cls, cfg: CfgNode) -> Criterion:
+        """The criterion; here that of a detector that predicts boxes."""
+        return build_dense_criterion(cfg)
 
     @classmethod
     @abstractmethod

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from rs_d2.criterion.balancing import BALANCERS
 from rs_d2.criterion.candidates import Candidates
+from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.criterion.tasks import Task, semantic_task
 from rs_d2.modeling.anchor_generator import SpanningAnchorGenerator
+from rs_d2.modeling.build import build_dense_criterion, build_mask_task
 from rs_d2.modeling.dense.anchor_detector import AnchorDenseDetector, Regions
 from rs_d2.modeling.dense.image_masks import ImageMasks
 from rs_d2.modeling.dense.predictions import HeadOutputs, Predictions
@@ -44,7 +46,6 @@ class YOLACT(AnchorDenseDetector):
     """
 
     may_have_background: ClassVar[bool] = True
-    may_have_quality: ClassVar[bool] = False
 
     @configurable
     def __init__(self, *, nms: str, nms_topk: int, **kwargs: Any) -> None:
@@ -61,10 +62,18 @@ class YOLACT(AnchorDenseDetector):
                 f"MODEL.ANCHOR_GENERATOR.NAME: {cfg.MODEL.ANCHOR_GENERATOR.NAME} is no"
                 " SpanningAnchorGenerator, which YOLACT needs"
             )
-        if _has_semantic_branch(cfg):
-            task = Task(semantic_task, BALANCERS["constant"](), weighted=False)
-            ret["criterion"].tasks["semantic"] = task
         return {**ret, "nms": cfg.MODEL.YOLACT.NMS, "nms_topk": cfg.MODEL.YOLACT.NMS_TOPK}
+
+    @classmethod
+    def build_criterion(cls, cfg: CfgNode) -> Criterion:
+        """Boxes, masks where they are on, and the classes of pixels where there is the branch."""
+        criterion = build_dense_criterion(cfg, may_have_quality=False)
+        if cfg.MODEL.MASK_ON:
+            criterion.tasks["mask"] = build_mask_task(cfg)
+        if _has_semantic_branch(cfg):
+            balancer = BALANCERS["constant"]()
+            criterion.tasks["semantic"] = Task(semantic_task, balancer, weighted=False)
+        return criterion
 
     @classmethod
     def build_head(cls, cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
@@ -79,6 +88,11 @@ class YOLACT(AnchorDenseDetector):
             num_semantic_classes=num_classes if _has_semantic_branch(cfg) else 0,
             prior_prob=ranking.prior_prob,
         )
+
+    @property
+    def has_image_masks(self) -> bool:
+        """Whether detections have masks that span the image."""
+        return self.head.protonet is not None
 
     def anchors(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
         """Anchors of every level, on grids that span the batch's images."""

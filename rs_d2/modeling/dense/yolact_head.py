@@ -1,7 +1,7 @@
 """YOLACT's head: one shared convolution for classes, boxes and mask coefficients, and prototypes.
 
-Shapes: ``N`` images, ``K`` classes, ``M`` prototypes, ``a`` anchors per location, ``H`` and ``W`` of
-a level.
+Shapes: ``N`` images, ``K`` classes, ``M`` prototypes, ``a`` anchors per location, ``H`` and ``W``
+of a level.
 """
 
 from __future__ import annotations
