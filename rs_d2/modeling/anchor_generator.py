@@ -70,7 +70,7 @@ class SpanningAnchorGenerator(OctaveAnchorGenerator):
                 (torch.arange(cells, device=cell_anchors.device) + 0.5) * (side / cells)
                 for side, cells in zip(image_size, feature.shape[-2:], strict=True)
             )
-            x, y = x.expand(len(y), -1), y[:, None].expand(-1, len(x))
+            y, x = torch.meshgrid(y, x, indexing="ij")
             centers = torch.stack([x, y, x, y], dim=2)
             anchors.append(Boxes((centers[:, :, None] + cell_anchors).reshape(-1, 4)))
         return anchors

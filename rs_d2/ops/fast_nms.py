@@ -8,8 +8,6 @@ Shapes: ``R`` regions, ``C`` classes, ``n`` candidates of a class. Boxes are XYX
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -49,23 +47,26 @@ def fast_nms(
         return nothing, nothing
     if not torch.jit.is_tracing():  # a graph cannot look before it goes on
         scores = without_bad_rows(scores, table)
-    best, rows = scores.t().sort(dim=1, descending=True, stable=True)
+    best, rows = _descending(scores.t())
     best, rows = best[:, :topk_per_class], rows[:, :topk_per_class]
     classes = torch.arange(num_classes, device=scores.device)[:, None].expand_as(rows)
-    boxes = table.at(rows.flatten(), classes.flatten()).view(*_shape(rows), 4)
+    boxes = table.at(rows.flatten(), classes.flatten()).view(rows.shape[0], rows.shape[1], 4)
     # The best of a class stays, and the IoU of others with all that come before them decides.
     overlap = _pairwise_iou(boxes).triu(diagonal=1).amax(dim=1)
     kept = (overlap <= nms_thresh) & (best > score_thresh)
     rows, classes = rows[kept], classes[kept]
     position = (rows * num_classes + classes).argsort()
     rows, classes = rows[position], classes[position]
-    order = scores[rows, classes].sort(descending=True, stable=True).indices
+    order = _descending(scores[rows, classes])[1]
     order = order if topk < 0 else order[:topk]
     return rows[order], classes[order]
 
 
-def _shape(rows: Tensor) -> tuple[Any, Any]:
-    return rows.shape[0], rows.shape[1]
+def _descending(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and indices along the last dimension, best first, of equal values the earlier one."""
+    if torch.onnx.is_in_onnx_export():  # its operator is stable, and takes no word about it
+        return values.sort(dim=-1, descending=True)
+    return values.sort(dim=-1, descending=True, stable=True)
 
 
 def _pairwise_iou(boxes: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def assemble(coefficients: Tensor, prototypes: Tensor) -> Tensor:
     Returns:
         [n, h, w]; empty for n = 0.
     """
-    return (coefficients @ prototypes.flatten(1)).unflatten(1, prototypes.shape[1:])
+    return torch.einsum("im,mhw->ihw", coefficients, prototypes)
 
 
 def inside_boxes(boxes: Tensor, extent: Sequence[int], grid: Sequence[int]) -> Tensor:
