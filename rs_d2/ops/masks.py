@@ -93,7 +93,7 @@ def to_pixels(
         bool [n, *size].
     """
     height, width = size
-    if 0 in (height, width, len(probabilities)):
+    if 0 in (height, width):
         return probabilities.new_zeros(len(probabilities), height, width, dtype=torch.bool)
     whole = [
         max(round(wanted * around / inner), wanted)
@@ -104,4 +104,6 @@ def to_pixels(
 
 
 def _resize(values: Tensor, size: Sequence[int]) -> Tensor:
+    if len(values) == 0:
+        return values.new_zeros(0, *size)
     return F.interpolate(values[None], size=list(size), mode="bilinear", align_corners=False)[0]
