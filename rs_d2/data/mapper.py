@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from typing import Any
 
 import numpy as np
@@ -166,11 +167,12 @@ def our_resizing(augmentation: T.Augmentation, square: bool) -> T.Augmentation:
 
 
 class _ResizeToSquare(T.ResizeShortestEdge):
-    @staticmethod
-    def get_output_shape(
-        oldh: int, oldw: int, short_edge_length: int, max_size: int
-    ) -> tuple[int, int]:
-        return short_edge_length, short_edge_length
+    def get_transform(self, image: np.ndarray) -> Any:
+        self.max_size = sys.maxsize
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h = transform.new_w = min(transform.new_h, transform.new_w)
+        return transform
 
 
 class _ResizeShortestEdge(T.ResizeShortestEdge):

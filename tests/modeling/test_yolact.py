@@ -1,5 +1,7 @@
 """YOLACT: the original's recorded heads, what it learns from, what it finds."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 
 from rs_d2 import add_rs_config
 from rs_d2.config.check import check_config
+from rs_d2.modeling import YOLACT
+from rs_d2.ops.fast_nms import fast_nms
+from rs_d2.ops.nms import class_wise_nms
 from rs_d2.utils.errors import UserError
 
 HEAD = "MODEL.DENSE_HEAD."
@@ -19,15 +24,21 @@ DIGITS = "quick/rs_yolact_digits.yaml"
 BASELINE = "quick/yolact_digits.yaml"
 
 
-def detector(config=DIGITS, *opts):
+def settings(config, *opts):
     cfg = get_cfg()
     add_rs_config(cfg)
     cfg.merge_from_file(str(REPO / "configs" / config))
     small = ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.RETINANET.NUM_CLASSES", 3]
     cfg.merge_from_list([*small, *opts])
     check_config(cfg)
+    return cfg
+
+
+@cache
+def detector(config=DIGITS, *opts):
+    """A model in training mode, the same for the same arguments; no test may change it."""
     torch.manual_seed(0)
-    return build_model(cfg)
+    return build_model(settings(config, *opts)).train()
 
 
 def objects(count=2, size=(SIDE, SIDE), seed=0, num_classes=3):
@@ -123,6 +134,7 @@ def test_a_step_has_finite_losses_and_reaches_every_parameter(config, counts):
     model = detector(config)
     sizes = (SIDE, SIDE), (SIDE - 16, SIDE - 8)
     batch = [entry(objects(n, size)) for n, size in zip(counts, sizes, strict=True)]
+    model.zero_grad()
     losses = model(batch)
     assert set(losses) == EXPECTED[config]
     assert all(loss.isfinite() for loss in losses.values())
@@ -141,12 +153,17 @@ def test_box_and_mask_losses_are_balanced_to_the_ranking():
 
 
 def test_the_labels_are_those_of_the_config():
-    sorting = {}
+    candidates, labels = candidates_of(detector(), objects(6)), {}
     for kind in ("binary", "iou", "dice", "iou_dice"):
-        model = detector(DIGITS, HEAD + "CRITERION.LABELS", kind)
-        sorting[kind] = float(model([entry(objects(6))])["loss_sort"])
-    assert sorting.pop("binary") == 0
-    assert len(set(sorting.values())) == 3
+        criterion = YOLACT.build_criterion(settings(DIGITS, HEAD + "CRITERION.LABELS", kind))
+        labels[kind] = criterion.label(candidates)
+        assert bool(criterion(candidates).losses["sort"] > 0) == (kind != "binary")
+    assert (labels["binary"] == 1).all()
+    probabilities, masks = candidates.mask_logits.sigmoid(), candidates.gt_masks.float()
+    squares = (probabilities**2).sum((1, 2)) + masks.sum((1, 2)) + 1e-5
+    dice = 2 * (probabilities * masks).sum((1, 2)) / squares
+    torch.testing.assert_close(labels["dice"], dice.clamp(min=1e-6))
+    torch.testing.assert_close(labels["iou_dice"], (labels["iou"] + labels["dice"]) / 2)
 
 
 def candidates_of(model, instances):
@@ -197,6 +214,7 @@ def detections(model, size=(SIDE, SIDE), times=1):
     inputs = {"image": torch.randint(256, (3, height, width), dtype=torch.uint8)}
     with torch.no_grad():
         (output,) = model.eval()([{**inputs, "height": times * height, "width": times * width}])
+    model.train()
     return output["instances"]
 
 
@@ -222,13 +240,11 @@ def test_the_background_takes_its_part_of_the_baselines_scores():
 
 
 def test_the_search_is_the_configs():
-    fast, exact = (
-        len(detections(detector(DIGITS, "MODEL.YOLACT.NMS", kind, "TEST.DETECTIONS_PER_IMAGE", -1)))
-        for kind in ("fast", "exact")
-    )
-    assert 0 < fast < exact
-    limited = detector(DIGITS, "MODEL.YOLACT.NMS_TOPK", 2, "TEST.DETECTIONS_PER_IMAGE", -1)
-    assert len(detections(limited)) <= 2 * 3
+    everything, node = ("TEST.DETECTIONS_PER_IMAGE", -1), "MODEL.YOLACT."
+    exact = detector(DIGITS, node + "NMS", "exact", *everything)
+    fast = detector(DIGITS, node + "NMS_TOPK", 2, *everything)
+    assert 0 < len(detections(fast)) <= 2 * 3 < len(detections(exact))
+    assert (fast.search.func, exact.search) == (fast_nms, class_wise_nms)
 
 
 def test_without_masks_it_learns_and_finds_boxes():
