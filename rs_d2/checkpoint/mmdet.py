@@ -57,6 +57,12 @@ RULES = (
     ("head.bbox_pred", "bbox_head.atss_reg"),
     ("head.quality", "bbox_head.atss_centerness"),
     ("head.scales.{i}", "bbox_head.scales.{i}.scale"),
+    ("head.prediction.conv", "bbox_head.head_convs.0.conv"),
+    ("head.prediction.cls_score", "bbox_head.conv_cls"),
+    ("head.prediction.bbox_pred", "bbox_head.conv_reg"),
+    ("head.prediction.coefficients", "bbox_head.conv_coeff"),
+    ("head.protonet.{i}", "mask_head.protonet.{i}"),
+    ("head.semantic", "segm_head.segm_conv"),
 )
 
 _COUNTER = "num_batches_tracked"  # of live batch norm; nothing reads it where statistics are frozen

@@ -36,10 +36,12 @@ _LEAST = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.NONFINITE_LIMIT": 0,
-    "INPUT.MIN_OBJECT_SIZE": 0,
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.EVAL_PERIOD": 0,
     "VIS_PERIOD": 0,
+    "INPUT.MIN_OBJECT_SIZE": 0,
+    "MODEL.YOLACT.NMS_TOPK": 1,
+    "MODEL.YOLACT.NUM_PROTOTYPES": 1,
 }
 _MASK_LABELS = ("dice", "iou_dice")
 _CLIP_TYPES = ("value", "norm", "full_model")
@@ -89,7 +91,7 @@ def _check_abilities(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {name} has no {what}")
     if architecture.has_masks and not architecture.has_boxes and not cfg.MODEL.MASK_ON:
         raise UserError(f"MODEL.MASK_ON: {name} predicts nothing but masks")
-    one_stage_with_masks = architecture.has_masks and not architecture.has_proposals
+    one_stage_with_masks = not architecture.has_proposals and "segm" in architecture.tasks(cfg)
     for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         key = f"MODEL.{head}.CRITERION.LABELS"
         if lookup(cfg, key) in _MASK_LABELS and not (head == "DENSE_HEAD" and one_stage_with_masks):

@@ -30,6 +30,8 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
     "INPUT.AUGMENTATION": ("detectron2", "ssd"),
+    "MODEL.DENSE_HEAD.MASK_LOSS": MASK_LOSSES,
+    "MODEL.YOLACT.NMS": ("fast", "exact"),
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
@@ -61,6 +63,7 @@ def add_rs_config(cfg: Any) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CRITERION = _class_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
+    cfg.MODEL.YOLACT = _yolact(node)
     _add_anchor_keys(cfg)
     _add_assignment_keys(cfg)
     _add_training_keys(cfg)
@@ -73,7 +76,8 @@ def _detection_criterion(node: type) -> Any:
     # the rankings it is compared with; alrp brings a box term of its own. cross_entropy:
     # Detectron2's baseline (softmax with a background column in the box head, a sigmoid in the
     # RPN). sigmoid_cross_entropy: class-wise. focal: in dense heads with a branch that predicts
-    # centerness (ATSS) or IoU (PAA). The last three ignore LABELS, WEIGHTS and BALANCE.
+    # centerness (ATSS) or IoU (PAA). ohem_cross_entropy: a softmax over the positives and three
+    # hard negatives for each. The last four ignore LABELS, WEIGHTS and BALANCE.
     criterion.LOSS = "rank_sort"
     # Half width of the ramp that smooths the step function, in logits ("delta_RS" in the paper,
     # which found 0.50 best of 0.25 to 1.0). 0 is the hard step. None: what the loss was published
@@ -91,6 +95,7 @@ def _detection_criterion(node: type) -> Any:
     # and DELTA in the ranks.
     criterion.DELTA_LOC = None
     # Loss L_i of a positive's decoded box. giou: 1 - GIoU, in [0, 2]; iou: 1 - IoU, in [0, 1].
+    # smooth_l1: of the raw deltas, summed over the four.
     criterion.BOX_LOSS = "giou"
     # Task balance of the box loss. value: times (ranking + sorting) / box loss, detached, so that
     # both tasks have equal value. magnitude: so that the gradients in the logits and in the box
@@ -139,7 +144,7 @@ def _mask_criterion(node: type) -> Any:
 
 
 def _dense_head(node: type) -> Any:
-    """What ATSS and PAA do not share with RetinaNet."""
+    """What dense detectors do not share with RetinaNet."""
     head = node()
     head.CRITERION = _class_criterion(node)
     # Anchors that an object takes as candidates from each level ("k" in both papers).
@@ -156,7 +161,29 @@ def _dense_head(node: type) -> Any:
     head.QUALITY_LOSS_WEIGHT = 1.0
     # PAA: replace each detection's box by a mean of the boxes around it.
     head.SCORE_VOTING = True
+    # Loss of a positive's mask, of detectors that predict masks; it is weighted and balanced as
+    # the box loss is. dice: 1 minus the Dice coefficient; cross_entropy: mean binary cross-entropy
+    # of its pixels, in YOLACT those inside its box.
+    head.MASK_LOSS = "dice"
+    # Weight of it in a baseline (published: YOLACT 6.125) and with CRITERION.BALANCE constant.
+    head.MASK_LOSS_WEIGHT = 1.0
     return head
+
+
+def _yolact(node: type) -> Any:
+    """What only YOLACT has."""
+    yolact = node()
+    # Prototypes, and coefficients of each anchor.
+    yolact.NUM_PROTOTYPES = 32
+    # Suppression. fast: a box is dropped by any better one of its class, also by one that is
+    # dropped itself, as published; exact: class-wise, as in the other detectors.
+    yolact.NMS = "fast"
+    # Regions of each class that fast suppression looks at, the best ones.
+    yolact.NMS_TOPK = 200
+    # In training, also predict the classes of pixels from the finest level, with a loss of weight
+    # 1; published for the baseline, not with Rank & Sort Loss.
+    yolact.SEMANTIC = False
+    return yolact
 
 
 def _add_anchor_keys(cfg: Any) -> None:
@@ -198,8 +225,10 @@ def _add_training_keys(cfg: Any) -> None:
     # colours, a random window of the image on a canvas of MODEL.PIXEL_MEAN, resized to a square of
     # MIN_SIZE_TRAIN (one number); objects whose centre lies outside of the window are left out.
     cfg.INPUT.AUGMENTATION = "detectron2"
-    # Leave out objects of a training image that, as the model sees it, have a side of no more than
-    # so many pixels (published: 4 for YOLACT). 0: none.
+    # Images become squares of MIN_SIZE_TRAIN and MIN_SIZE_TEST pixels, whatever their proportions.
+    cfg.INPUT.SQUARE = False
+    # Objects of fewer pixels in width or height, in the image as stored, are left out of training
+    # (published: 4 for YOLACT).
     cfg.INPUT.MIN_OBJECT_SIZE = 0.0
     # What to do in training with an image that cannot be read, or is of another size than stated.
     # skip: tell it in the log, with a count, and take another one at random; 100 in a row end the

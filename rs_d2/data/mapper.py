@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,8 +72,8 @@ class ImageMapper(DatasetMapper):
             num_images: of the data set.
             class_of: class by category id, to say which classes are verified; None: not wanted.
             needs_center: leave out objects whose centre is no longer in the image.
-            min_object_size: leave out objects with a side of no more than so many pixels of the
-                model's input.
+            min_object_size: leave out objects of fewer pixels in width or height, in the image as
+                stored, of training.
             kwargs: of Detectron2's mapper.
         """
         super().__init__(**kwargs)
@@ -88,7 +89,9 @@ class ImageMapper(DatasetMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True, num_images: int = 1) -> dict:
         """Tests are never skipped: an evaluation of fewer images is another evaluation."""
         arguments = super().from_config(cfg, is_train)
-        arguments["augmentations"] = [*map(keep_a_pixel, arguments["augmentations"])]
+        arguments["augmentations"] = [
+            our_resizing(each, cfg.INPUT.SQUARE) for each in arguments["augmentations"]
+        ]
         if is_train and cfg.INPUT.AUGMENTATION == "ssd":
             flips = arguments["augmentations"][1:]  # the first is the resizing
             arguments["augmentations"] = [*ssd_augmentations(cfg), *flips]
@@ -130,6 +133,15 @@ class ImageMapper(DatasetMapper):
 
     def _transform(self, entry: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
         """What Detectron2's mapper does after reading."""
+        verified = None
+        if self.is_train and "annotations" in entry:
+            if self._class_of is not None and entry.get(ABSENT) is not None:
+                verified = verified_classes(entry, self._class_of)
+            if self._min_object_size > 0:
+                boxes = _boxes_of(entry["annotations"])
+                sides = (boxes[:, 2:] - boxes[:, :2]).min(1)
+                large = (sides >= self._min_object_size).nonzero()[0]
+                entry["annotations"] = [entry["annotations"][row] for row in large]
         sem_seg = None
         if "sem_seg_file_name" in entry:
             sem_seg = utils.read_image(entry.pop("sem_seg_file_name"), "L").squeeze(2)
@@ -155,18 +167,11 @@ class ImageMapper(DatasetMapper):
                 isinstance(note.get("segmentation"), dict) and not note.get("iscrowd")
                 for note in entry["annotations"]
             )
-            verified = None
-            if self._class_of is not None and entry.get(ABSENT) is not None:
-                verified = verified_classes(entry, self._class_of)
             usual = self.instance_mask_format
             # Detectron2 makes no polygons of run lengths, but bitmaps of polygons.
             self.instance_mask_format = "bitmask" if has_runs else usual
             self._transform_annotations(entry, transforms, size)
             self.instance_mask_format = usual
-            if self._min_object_size > 0:
-                entry["instances"] = utils.filter_empty_instances(
-                    entry["instances"], box_threshold=self._min_object_size
-                )
             if verified is not None:
                 instances = entry["instances"]
                 instances.set(VERIFIED_FIELD, VerifiedClasses.of(verified, len(instances)))
@@ -174,20 +179,35 @@ class ImageMapper(DatasetMapper):
 
 
 def _boxes_of(notes: list[dict[str, Any]]) -> np.ndarray:
+    """[n, 4], XYXY, pixels."""
     boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in notes]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def keep_a_pixel(augmentation: T.Augmentation) -> T.Augmentation:
+def our_resizing(augmentation: T.Augmentation, square: bool) -> T.Augmentation:
     """The augmentation; in place of Detectron2's resizing, one that leaves at least a pixel.
 
     An image of 8000 x 20 pixels shrunk to a long side of 96 is 96 x 0.24: that is 96 x 1 here.
+
+    Args:
+        augmentation: any.
+        square: images become squares of the short side that they would have got.
     """
     if type(augmentation) is not T.ResizeShortestEdge:
         return augmentation
-    kept = _ResizeShortestEdge.__new__(_ResizeShortestEdge)
-    kept.__dict__.update(augmentation.__dict__)
-    return kept
+    kind = _ResizeToSquare if square else _ResizeShortestEdge
+    ours = kind.__new__(kind)
+    ours.__dict__.update(augmentation.__dict__)
+    return ours
+
+
+class _ResizeToSquare(T.ResizeShortestEdge):
+    def get_transform(self, image: np.ndarray) -> Any:
+        self.max_size = sys.maxsize
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h = transform.new_w = min(transform.new_h, transform.new_w)
+        return transform
 
 
 class _ResizeShortestEdge(T.ResizeShortestEdge):

@@ -11,6 +11,8 @@ from rs_d2.utils.errors import UserError
 from rs_d2.version import __version__
 
 ENTRY = "rs_d2"
+# Name of the output with masks that span the image; "masks" are those inside boxes.
+IMAGE_MASKS = "image_masks"
 
 
 class About(NamedTuple):
@@ -18,6 +20,7 @@ class About(NamedTuple):
 
     ``outputs``: names of the graph's outputs; ``pixel_format``: "BGR" or "RGB"; ``min_size``,
     ``max_size``: pixels of the short and the long side to resize to, as in ``INPUT.*_SIZE_TEST``;
+    ``square``: both sides are resized to ``min_size``;
     ``class_names``: in the order of the classes, empty if they are not known; ``config``: yaml.
     """
 
@@ -29,6 +32,7 @@ class About(NamedTuple):
     config: str = ""
     revision: str = ""
     version: str = __version__
+    square: bool = False
 
     def to_text(self) -> str:
         """The same as json."""
@@ -47,6 +51,7 @@ def about_model(
         class_names=tuple(class_names),
         config=portable_config(cfg),
         revision=revision,
+        square=cfg.INPUT.SQUARE,
     )
 
 

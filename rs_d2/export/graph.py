@@ -17,9 +17,11 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from rs_d2.config import Architecture, architecture_of_model
+from rs_d2.export.about import IMAGE_MASKS
 from rs_d2.export.operators import deform_conv2d
 from rs_d2.export.suppression import traceable_batched_nms, traceable_search
-from rs_d2.modeling.inference import fast_rcnn_inference, searching_with
+from rs_d2.modeling.inference import Search, fast_rcnn_inference, searching_with
+from rs_d2.ops.nms import class_wise_nms
 from rs_d2.utils.errors import UserError
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
@@ -46,14 +48,16 @@ class ExportableDetector(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._has_proposals = _checked_architecture(model).has_proposals
+        self._has_image_masks = getattr(model, "has_image_masks", False)
         self.model = model
         self.eval()
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what :meth:`forward` returns."""
-        heads = getattr(self.model, "roi_heads", None)
-        return OUTPUTS if getattr(heads, "mask_on", False) else OUTPUTS[:3]
+        if not self._has_proposals:
+            return (*OUTPUTS[:3], IMAGE_MASKS) if self._has_image_masks else OUTPUTS[:3]
+        return OUTPUTS if self.model.roi_heads.mask_on else OUTPUTS[:3]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detections, best first.
@@ -64,14 +68,16 @@ class ExportableDetector(nn.Module):
 
         Returns:
             Boxes [n, 4] (XYXY, pixels of the resized image), scores [n], classes int64 [n] and,
-            with a mask head, probabilities [n, S, S] inside the boxes.
+            with a mask head, probabilities [n, S, S] inside the boxes; where masks come of
+            prototypes, probabilities [n, h, w] on a grid that spans the image.
         """
         images = self.model.preprocess_image([{"image": image}])
         features = self.model.backbone(images.tensor)
         if not self._has_proposals:
             levels = [features[name] for name in self.model.head_in_features]
             (found,) = self.model.forward_inference(images, levels, self.model.head(levels))
-            return _tensors(found)
+            masks = (found.pred_masks.tensor,) if self._has_image_masks else ()
+            return (*_tensors(found), *masks)
         heads = self.model.roi_heads
         proposals, _ = self.model.proposal_generator(images, features, None)
         (found,) = heads._forward_box(features, proposals)
@@ -94,7 +100,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     """Let a model be traced inside the ``with`` block: all that depends on data becomes tensors."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(searching_with(traceable_search))
+        stack.enter_context(searching_with(_traceable))
         stack.enter_context(patch_builtin_len(["rs_d2.modeling.roi_heads.fast_rcnn"]))
         stack.enter_context(mock.patch(_DEFORM_CONV, deform_conv2d))
         stack.enter_context(mock.patch(_SCALE_GRADIENT, _NoGradient))
@@ -105,6 +111,11 @@ def traceable(model: nn.Module) -> Iterator[None]:
             suppression = traceable_batched_nms(len(generator.in_features))
             stack.enter_context(mock.patch(_RPN_SUPPRESSION, suppression))
         yield
+
+
+def _traceable(search: Search) -> Search:
+    """The exact search in a form for graphs; others have that form already."""
+    return traceable_search if search is class_wise_nms else search
 
 
 class _NoGradient:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rs_d2.export import images
-from rs_d2.export.about import ENTRY, About, read_about
+from rs_d2.export.about import ENTRY, IMAGE_MASKS, About, read_about
 from rs_d2.export.images import ImageLike
+from rs_d2.ops.masks import to_pixels
 from rs_d2.utils.errors import UserError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
@@ -60,12 +61,16 @@ class ExportedDetector:
             OSError: The file is not an image that can be read.
         """
         pixels = images.read(image, self.about.pixel_format)
-        resized = images.resize(pixels, self.about.min_size, self.about.max_size)
+        about = self.about
+        resized = images.resize(pixels, about.min_size, about.max_size, about.square)
         boxes, scores, classes, *masks = self.graph(resized)
         size = (pixels.shape[0], pixels.shape[1])
         boxes = images.scale_boxes(boxes, (resized.shape[1], resized.shape[2]), size)
         full = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-        pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
+        if IMAGE_MASKS in about.outputs:
+            pasted = [to_pixels(mask[full], (1, 1), (1, 1), size).numpy() for mask in masks]
+        else:
+            pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
         found = (value[full].numpy() for value in (boxes, scores, classes))
         return ExportedDetections(*found, *pasted)
 

@@ -32,6 +32,22 @@ def cross_entropy_loss(
     return _sum_of_classes(per_class, ignored)
 
 
+def hardest_negatives(losses: Tensor, negatives: Tensor, counts: Tensor) -> Tensor:
+    """Sum of the largest losses of each image's negatives.
+
+    Args:
+        losses: [N, A], not negative.
+        negatives: bool [N, A].
+        counts: [N], how many of an image's negatives count, at most; all where there are fewer.
+
+    Returns:
+        [N]; 0 where nothing counts.
+    """
+    ordered = losses.masked_fill(~negatives, 0).sort(dim=1, descending=True).values
+    places = torch.arange(ordered.shape[1], device=ordered.device)
+    return (ordered * (places < counts[:, None])).sum(1)
+
+
 def focal_loss(
     logits: Tensor,
     gt_classes: Tensor,

@@ -134,6 +134,13 @@ PUBLISHED = (
         "6.4 / 6.0",
     ),
     PublishedRow(
+        _I + "rs_yolact_R_50_FPN_55e.yaml",
+        35_266_236,
+        Metrics(33.8, 54.2, 35.4, 71.8),
+        Metrics(29.9, 50.5, 30.6, 74.7),
+        note="threshold 0.05",
+    ),
+    PublishedRow(
         _L + "rs_mask_rcnn_R_50_FPN_1x.yaml",
         50_439_297,
         Metrics(25.9),

@@ -1,8 +1,8 @@
 """Detectron2 components; importing this package registers them."""
 
 from rs_d2.modeling import backbone  # noqa: F401
-from rs_d2.modeling.anchor_generator import OctaveAnchorGenerator
-from rs_d2.modeling.dense import ATSS, PAA
+from rs_d2.modeling.anchor_generator import OctaveAnchorGenerator, SpanningAnchorGenerator
+from rs_d2.modeling.dense import ATSS, PAA, YOLACT
 from rs_d2.modeling.proposal_generator import RSRPN
 from rs_d2.modeling.roi_heads import (
     RSCascadeROIHeads,
@@ -14,10 +14,12 @@ from rs_d2.modeling.roi_heads import (
 __all__ = [
     "ATSS",
     "PAA",
+    "YOLACT",
     "RSRPN",
     "OctaveAnchorGenerator",
     "RSCascadeROIHeads",
     "RSFastRCNNOutputLayers",
     "RSMaskRCNNConvUpsampleHead",
     "RSROIHeads",
+    "SpanningAnchorGenerator",
 ]

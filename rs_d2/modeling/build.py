@@ -12,7 +12,7 @@ from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.labels import LABELS
 from rs_d2.criterion.negatives import NEGATIVES, Negatives
 from rs_d2.criterion.ranking import RANKINGS, Ranking
-from rs_d2.criterion.tasks import BOX_LOSSES, Task, quality_task
+from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES, Task, quality_task
 from rs_d2.criterion.weights import WEIGHTS
 
 
@@ -42,8 +42,13 @@ def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Crit
     )
 
 
-def build_dense_criterion(cfg: CfgNode) -> Criterion:
-    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
+def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criterion:
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``.
+
+    Args:
+        cfg: config.
+        may_have_quality: the head may have a branch that predicts qualities.
+    """
     dense = cfg.MODEL.DENSE_HEAD
     num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     criterion = _build(
@@ -54,10 +59,17 @@ def build_dense_criterion(cfg: CfgNode) -> Criterion:
         box_weight=dense.BOX_LOSS_WEIGHT,
         negatives=_negatives(dense.CRITERION, num_classes),
     )
-    if has_quality_branch(cfg):
+    if may_have_quality and has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
         criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
     return criterion
+
+
+def build_mask_task(cfg: CfgNode) -> Task:
+    """The task that a dense head which predicts masks adds to its criterion."""
+    dense = cfg.MODEL.DENSE_HEAD
+    balancer = _balancer(RANKINGS[dense.CRITERION.LOSS], dense.CRITERION, dense.MASK_LOSS_WEIGHT)
+    return Task(MASK_LOSSES[dense.MASK_LOSS], balancer, outputs="mask_logits")
 
 
 def has_quality_branch(cfg: CfgNode) -> bool:

@@ -251,12 +251,12 @@ def test_images_without_objects_or_of_a_pixel_pass(cfg, tmp_path, size, with_obj
         assert len(output["instances"]) <= len(notes)
 
 
-def test_small_objects_are_left_out_in_the_pixels_of_the_model(cfg, tmp_path, monkeypatch):
+def test_small_objects_are_left_out_in_the_pixels_of_the_file(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(augmentation, "_LARGEST_CANVAS", 1.0)
     monkeypatch.setattr(augmentation, "_LEAST_IOUS", (1.0,))
     cfg.INPUT.MIN_SIZE_TRAIN = (48,)  # 1.5 times the width, twice the height
     notes = [note(square(3, 3, side), category_id=side) for side in (2, 3, 4)]
-    for size, expected in ((0.0, [2, 3, 4]), (4.0, [3, 4]), (4.5, [4])):
+    for size, expected in ((0.0, [2, 3, 4]), (3.0, [3, 4]), (3.5, [4])):
         cfg.INPUT.MIN_OBJECT_SIZE = size
         instances = ImageMapper(cfg)(entry(tmp_path, notes))["instances"]
         assert instances.gt_classes.tolist() == expected

@@ -29,6 +29,8 @@ FAMILIES = {
     "cascade": ("COCO-Detection/cascade_rcnn_R_50_FPN_1x", R18),
     "atss": ("COCO-Detection/atss_R_50_FPN_1x", R18),
     "paa": ("COCO-Detection/paa_R_50_FPN_1x", R18),
+    "rs_yolact": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e", R18),
+    "yolact": ("COCO-InstanceSegmentation/yolact_R_50_FPN_55e", R18),
     "rs_mask_carafe": ("COCO-InstanceSegmentation/rs_mask_rcnn_plus_R_50_FPN_1x", R18),
     "rs_faster_dcn": ("COCO-Detection/rs_faster_rcnn_R_101_DCN_FPN_3x", R50),
     "rs_mask_carafe_dcn_groups": (

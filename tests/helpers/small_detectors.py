@@ -77,6 +77,10 @@ def _spread(name, parameter):
     """Weights drawn for training give all regions nearly the same score."""
     if name == "head.cls_score.weight":
         parameter.mul_(10)
+    elif name.startswith("head.prediction.cls_score"):
+        parameter.mul_(3) if name.endswith("weight") else parameter.sub_(3)
+    elif name.startswith("head.prediction.bbox_pred"):
+        parameter.mul_(0.3)
     elif name.endswith(("cls_score.weight", "objectness_logits.weight")):
         parameter.mul_(40)
     elif name.endswith("cls_score.bias") and not name.startswith("head"):

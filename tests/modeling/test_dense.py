@@ -299,7 +299,7 @@ def test_detections_are_those_of_a_plain_search_over_the_best_anchors(loss):
 def test_scores_of_half_precision_are_computed_in_float32():
     model = detector("ATSS")
     preds = of_levels(predictions(model), lambda level: level.detach().half())
-    (regions,) = model.best_regions(features(), preds)
+    (regions,) = model.best_regions(model.anchors(None, features()), preds)
     assert regions.boxes.dtype == regions.scores.dtype == torch.float32
 
 
@@ -399,7 +399,7 @@ def test_anchors_that_are_not_finite_crowd_out_no_others():
     model.test_topk_candidates = 20
     preds = of_levels(predictions(model), torch.Tensor.detach)
     preds["logits"][0][0, :, :2] = float("nan")
-    (regions,) = model.best_regions(features(), preds)
+    (regions,) = model.best_regions(model.anchors(None, features()), preds)
     assert regions.scores[:20].isfinite().all()
 
 
@@ -408,7 +408,7 @@ def test_scores_that_saturate_are_still_told_apart():
     model.test_topk_candidates = 1
     preds = of_levels(predictions(model), torch.Tensor.detach)
     preds["logits"][0][0, 0] = 30.0 + torch.arange(64.0).view(8, 8)
-    (regions,) = model.best_regions(features(), preds)
+    (regions,) = model.best_regions(model.anchors(None, features()), preds)
     anchor = anchors_by_hand()[0][7, 7, 0]
     expected = model.box2box_transform.apply_deltas(
         preds["deltas"][0][0, :4, 7, 7][None], anchor[None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -29,7 +29,12 @@ class RSDenseDetector(DenseDetector, ABC):
     """A detector whose every location is scored for every class, trained by a criterion.
 
     Subclasses say what the head is, which candidates it gives in training and what is detected.
+
+    Attributes:
+        may_have_background: logits may have a column for the background, of a softmax.
     """
+
+    may_have_background: ClassVar[bool] = False
 
     @configurable
     def __init__(
@@ -51,6 +56,7 @@ class RSDenseDetector(DenseDetector, ABC):
         )
         self.criterion = criterion
         self.num_classes = num_classes
+        self.has_background = criterion.num_columns != num_classes
         self.test_score_thresh = score_thresh
         self.test_nms_thresh = nms_thresh
         self.test_topk_per_image = topk_per_image
@@ -60,8 +66,8 @@ class RSDenseDetector(DenseDetector, ABC):
         """Arguments from ``MODEL.RETINANET``, whose keys mean the same here, and ``DENSE_HEAD``."""
         settings = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
-        criterion = build_dense_criterion(cfg)
-        if criterion.num_columns != settings.NUM_CLASSES:
+        criterion = cls.build_criterion(cfg)
+        if criterion.num_columns != settings.NUM_CLASSES and not cls.may_have_background:
             raise UserError(
                 f"MODEL.DENSE_HEAD.CRITERION.LOSS: {cfg.MODEL.DENSE_HEAD.CRITERION.LOSS} needs a "
                 f"column for the background, which {cfg.MODEL.META_ARCHITECTURE} lacks; take "
@@ -79,6 +85,11 @@ class RSDenseDetector(DenseDetector, ABC):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
+
+    @classmethod
+    def build_criterion(cls, cfg: CfgNode) -> Criterion:
+        """The criterion; here that of a detector that predicts boxes."""
+        return build_dense_criterion(cfg)
 
     @classmethod
     @abstractmethod

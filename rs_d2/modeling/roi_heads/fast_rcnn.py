@@ -93,6 +93,7 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
                 pred_deltas=deltas,
                 anchors=proposal_boxes,
                 **verified_negatives(verified, [len(p) for p in proposals], self.num_classes),
+                encode=self.box2box_transform.get_deltas,
             )
         )
 
