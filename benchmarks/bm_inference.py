@@ -8,6 +8,9 @@ Both search the same 1000 boxes in turn in one process, on one thread: medians o
 of wall time on a GPU. The scores are made: `rs` is high, as a ranking loss makes them (of a score
 matrix 95 % > 0.1, 24 % > 0.4, 4 % > 0.6, 0.1 % > 0.8), `ce` is low, as cross-entropy does (57 % >
 1e-4, 4 % > 1e-3, 0.01 % > 1e-2). Read the ratios, not the milliseconds.
+
+Last, whole models that make the masks of all detections in one product of two matrices: an image
+with 10 and with 100 detections, random weights.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from typing import Any
 
 import common
 import torch
+from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image as plain
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from rs_d2.config.load import find_config, load_config
 from rs_d2.modeling.inference import fast_rcnn_inference_single_image as early_stopping
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 0.1, 0.4, 0.6, 0.8)
@@ -38,6 +43,9 @@ NUM_BOXES, IMAGE, NMS_THRESH = 1000, (800, 1333), 0.5
 BOXES_PER_OBJECT = 8
 COLUMNS = ("classes", "boxes", "scores", "threshold", "candidates", "plain ms", "ours ms")
 COLUMNS += ("plain / ours",)
+# One-stage models with masks, and the side of their images.
+MASK_MODELS = {"YOLACT": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", 550)}
+MASK_COLUMNS = ("model", "10 ms", "100 ms", "100 / 10")
 WORST_COLUMNS = ("classes", "input", "plain ms", "ours ms", "ours / typical", "plain / ours")
 
 
@@ -163,6 +171,29 @@ def compare_worst(models: list[tuple[int, int]], device: str) -> list[dict[str, 
     return rows
 
 
+def compare_masks(device: str) -> list[dict[str, Any]]:
+    """Times of an image with 10 and with 100 detections, resized masks included."""
+    rows = []
+    for name, (config, side) in MASK_MODELS.items():
+        cfg, _ = load_config(find_config(config), ["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        image = torch.randint(256, (3, side, side), dtype=torch.uint8)
+        inputs = [{"image": image, "height": side, "width": side}]
+        methods = {f"{n} ms": partial(_detect, model, inputs, n) for n in (10, 100)}
+        times = common.measure(methods, rounds=5, device=device)
+        row = {column: time.median_ms for column, time in times.items()}
+        rows.append({"model": name, **row, "100 / 10": row["100 ms"] / row["10 ms"]})
+    return rows
+
+
+def _detect(model: nn.Module, inputs: list[dict[str, Any]], count: int) -> None:
+    model.test_topk_per_image = count
+    with torch.no_grad():
+        found = model(inputs)[0]["instances"]
+    assert len(found) == count
+
+
 def _check_agreement(methods: dict[str, Callable]) -> None:
     """A search that finds something else would be compared in vain."""
     theirs, ours = (methods[name]()[0] for name in ("plain", "ours"))
@@ -189,11 +220,13 @@ def main(argv: list[str] | None = None) -> None:
     ours = compare_ours(models, args.device)
     sizes = [*dict.fromkeys(model[:2] for model in models), *FEW_CLASSES]
     worst = compare_worst(sizes, args.device)
+    masks = compare_masks(args.device)
     tables = ((rows, COLUMNS), (ours, tuple(ours[0])), (worst, WORST_COLUMNS))
+    tables += ((masks, MASK_COLUMNS),)
     print(*(common.table(*each) for each in tables), sep="\n\n")
     name = f"inference_{args.device}"
     output = args.output or common.RESULTS / f"{name}{'_quick' if args.quick else ''}.json"
-    print("written:", common.write_results(name, rows, output, ours=ours, worst=worst))
+    print("written:", common.write_results(name, rows, output, ours=ours, worst=worst, masks=masks))
 
 
 if __name__ == "__main__":

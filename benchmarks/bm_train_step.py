@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from rs_d2.config.load import find_config, load_config
-from rs_d2.criterion import Criterion
+from rs_d2.criterion import Criterion, LossOutput
 
 LOSSES = ("baseline", "rank_sort")
 COLUMNS = ("model", "positives", "baseline s", "rank_sort s", "step ratio")
@@ -44,7 +44,7 @@ class LossClock:
     """Adds up the time inside the criteria of a model."""
 
     def __init__(self, model: nn.Module, device: str) -> None:
-        self.seconds, self.positives = 0.0, 0
+        self.seconds, self.positives, self.candidates = 0.0, 0, 0
         self._device, self._running = device, False
         for module in model.modules():
             if isinstance(module, Criterion):
@@ -59,7 +59,9 @@ class LossClock:
         if outermost:
             self.seconds += self._now() - start
             self._running = False
-        self.positives += len(getattr(result, "weights", ()))
+        if isinstance(result, LossOutput):
+            self.positives += len(result.weights)
+            self.candidates += result.candidates.logits.numel()
         return result
 
     def _now(self) -> float:
@@ -125,7 +127,9 @@ MODELS: dict[str, Callable[[str], CfgNode]] = {
 }
 
 
-def make_batch(num_images: int, size: int, num_objects: int = 7) -> list[dict[str, Any]]:
+def make_batch(
+    num_images: int, size: int, num_objects: int = 7, num_classes: int = 80
+) -> list[dict[str, Any]]:
     """Noise with boxes and masks of many sizes, as a mapper would return it."""
     rng = torch.Generator().manual_seed(0)
     batch = []
@@ -134,7 +138,7 @@ def make_batch(num_images: int, size: int, num_objects: int = 7) -> list[dict[st
         extent = (torch.rand(num_objects, 2, generator=rng) * 0.35 + 0.05) * size
         boxes = torch.cat([corner, corner + extent], dim=1)
         instances = Instances((size, size), gt_boxes=Boxes(boxes))
-        instances.gt_classes = torch.randint(80, (num_objects,), generator=rng)
+        instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=rng)
         instances.gt_masks = BitMasks(torch.rand(num_objects, size, size, generator=rng) > 0.5)
         image = torch.randint(256, (3, size, size), generator=rng, dtype=torch.uint8)
         batch.append({"image": image, "instances": instances, "height": size, "width": size})

@@ -159,6 +159,26 @@ def test_a_class_count_that_the_json_contradicts_is_named(config, blank, capfd):
     assert "MODEL.ROI_HEADS.NUM_CLASSES: 77, but own_train has" in error_line(capfd)
 
 
+def test_verified_negatives_need_a_data_set_with_lists(config, blank, capfd):
+    key, options = "MODEL.ROI_BOX_HEAD.CRITERION.NEGATIVES", ["OUTPUT_DIR", str(blank / "output")]
+    data = own_data(blank / "boxes.json")
+    assert run("--config-file", config, *data, key, "verified", *options) == 2
+    line, image = error_line(capfd), blank / "images" / "grey.png"
+    assert line.startswith(f"error: {key}: verified needs neg_category_ids, which {image} of ")
+    assert line.endswith("DATASETS.TRAIN own_train lacks")
+
+
+@pytest.mark.parametrize("choice", ["verified", "sampled"])
+def test_a_training_with_the_negatives_of_a_federated_data_set(choice, config, blank):
+    content = json.loads((blank / "boxes.json").read_text())
+    content["categories"].append({"id": 9, "name": "other", "frequency": "r"})
+    content["images"][0] |= {"neg_category_ids": [9], "not_exhaustive_category_ids": []}
+    (blank / "lvis.json").write_text(json.dumps(content))
+    options = ["MODEL.ROI_BOX_HEAD.CRITERION.NEGATIVES", choice, "SOLVER.MAX_ITER", "1"]
+    options += ["OUTPUT_DIR", str(blank / "output"), "SOLVER.IMS_PER_BATCH", "1"]
+    assert run("--config-file", config, *own_data(blank / "lvis.json"), *options) == 0
+
+
 def test_several_processes_need_a_batch_they_can_share(config, blank, capfd):
     data = own_data(blank / "boxes.json")
     assert run("--config-file", config, *data, "--num-gpus", "3") == 2

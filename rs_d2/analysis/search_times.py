@@ -14,8 +14,8 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import Tensor, nn
 
 from rs_d2.config import architecture_of_model
-from rs_d2.modeling.inference import searching_with
-from rs_d2.ops.nms import BoxTable, class_wise_nms
+from rs_d2.modeling.inference import Search, searching_with
+from rs_d2.ops.nms import BoxTable
 from rs_d2.utils.errors import UserError
 
 SEARCHES = ("early stopping", "plain")  # the predictor's own search, and Detectron2's
@@ -92,14 +92,18 @@ def searching(model: nn.Module, search: str, threshold: float) -> Iterator[list[
 
 @contextmanager
 def _searching_dense(model: nn.Module, search: str, threshold: float) -> Iterator[list[float]]:
-    chosen = class_wise_nms if search == SEARCHES[0] else _plain_search
     before, spent = model.test_score_thresh, []
 
-    def timed(*args: Any) -> Any:
-        start = _now()
-        result = chosen(*args)
-        spent.append(_now() - start)
-        return result
+    def timed(own: Search) -> Search:
+        chosen = own if search == SEARCHES[0] else _plain_search
+
+        def run(*args: Any) -> Any:
+            start = _now()
+            result = chosen(*args)
+            spent.append(_now() - start)
+            return result
+
+        return run
 
     model.test_score_thresh = threshold
     try:

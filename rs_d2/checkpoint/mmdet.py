@@ -70,6 +70,12 @@ RULES = (
     ("head.mask_features.levels.{k}.{i}", "mask_feat_head.convs_all_levels.{k}.conv{i}.conv"),
     ("head.mask_features.out.norm", "mask_feat_head.conv_pred.0.{norm}"),
     ("head.mask_features.out", "mask_feat_head.conv_pred.0.conv"),
+    ("head.prediction.conv", "bbox_head.head_convs.0.conv"),
+    ("head.prediction.cls_score", "bbox_head.conv_cls"),
+    ("head.prediction.bbox_pred", "bbox_head.conv_reg"),
+    ("head.prediction.coefficients", "bbox_head.conv_coeff"),
+    ("head.protonet.{i}", "mask_head.protonet.{i}"),
+    ("head.semantic", "segm_head.segm_conv"),
 )
 
 _COUNTER = "num_batches_tracked"  # of live batch norm; nothing reads it where statistics are frozen

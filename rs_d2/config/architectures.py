@@ -81,6 +81,8 @@ class Architecture:
 
 # Rankings in a detector's title; a baseline has none.
 _PREFIXES = {"rank_sort": "RS-", "alrp": "aLRP ", "ap": "AP "}
+# Losses with a softmax over the classes and the background.
+_SOFTMAX = ("cross_entropy", "ohem_cross_entropy")
 
 
 def lookup(cfg: Any, key: str) -> Any:
@@ -107,8 +109,13 @@ def _our_dense_title(cfg: Any) -> str:
 
 def _box_head_tasks(cfg: Any) -> int:
     criterion = cfg.MODEL.ROI_BOX_HEAD.CRITERION
-    softmax = not _has_our_box_head(cfg) or criterion.LOSS == "cross_entropy"
+    softmax = not _has_our_box_head(cfg) or criterion.LOSS in _SOFTMAX
     return 1 if softmax else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def _dense_head_tasks(cfg: Any) -> int:
+    softmax = cfg.MODEL.DENSE_HEAD.CRITERION.LOSS in _SOFTMAX
+    return 1 if softmax else cfg.MODEL.RETINANET.NUM_CLASSES
 
 
 # Detectron2's own heads do not read our keys: they sample at random and end in a softmax.
@@ -145,7 +152,7 @@ _DENSE_HEAD = Stage(
     "dense head",
     "dense/num_pos_anchors",
     "dense/num_neg_anchors",
-    lambda cfg: cfg.MODEL.RETINANET.NUM_CLASSES,
+    _dense_head_tasks,
 )
 
 R_CNN = Architecture(
@@ -188,6 +195,9 @@ _ARCHITECTURES: dict[str, Architecture] = {
     "DenseDetector": DENSE,
     "AnchorDenseDetector": replace(
         DENSE, title=_our_dense_title, is_exportable=True, is_sweepable=True
+    ),
+    "YOLACT": replace(
+        DENSE, title=_our_dense_title, has_masks=True, is_exportable=True, is_sweepable=True
     ),
     "SOLOv2": replace(
         DENSE,

@@ -39,6 +39,9 @@ _LEAST = {
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.EVAL_PERIOD": 0,
     "VIS_PERIOD": 0,
+    "INPUT.MIN_OBJECT_SIZE": 0,
+    "MODEL.YOLACT.NMS_TOPK": 1,
+    "MODEL.YOLACT.NUM_PROTOTYPES": 1,
 }
 _MASK_LABELS = ("dice", "iou_dice")
 # What a detector without boxes of its own cannot give.
@@ -61,6 +64,7 @@ def check_config(cfg: CfgNode) -> None:
         if lookup(cfg, key) < least:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least {least}")
     _check_abilities(cfg)
+    _check_ssd_augmentation(cfg)
     for key, name, registry in _registered_names(cfg):
         if name not in registry:
             known = [entry for entry, _ in registry]
@@ -94,11 +98,23 @@ def _check_abilities(cfg: CfgNode) -> None:
             key = f"MODEL.DENSE_HEAD.CRITERION.{key}"
             if lookup(cfg, key) in values:
                 raise UserError(f"{key}: {lookup(cfg, key)} needs boxes, which {name} lacks")
-    one_stage_with_masks = architecture.has_masks and not architecture.has_proposals
+    one_stage_with_masks = not architecture.has_proposals and "segm" in architecture.tasks(cfg)
     for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         key = f"MODEL.{head}.CRITERION.LABELS"
         if lookup(cfg, key) in _MASK_LABELS and not (head == "DENSE_HEAD" and one_stage_with_masks):
             raise UserError(f"{key}: {lookup(cfg, key)} needs masks, which MODEL.{head} lacks")
+
+
+def _check_ssd_augmentation(cfg: CfgNode) -> None:
+    if cfg.INPUT.AUGMENTATION != "ssd":
+        return
+    sides = cfg.INPUT.MIN_SIZE_TRAIN
+    if len(sides) != 1 or sides[0] < 1:
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN: INPUT.AUGMENTATION ssd needs one side, not {sides}")
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise UserError(f"INPUT.FORMAT: INPUT.AUGMENTATION ssd does not know {cfg.INPUT.FORMAT}")
+    if cfg.INPUT.CROP.ENABLED:
+        raise UserError("INPUT.CROP.ENABLED: INPUT.AUGMENTATION ssd has a crop of its own")
 
 
 def _registered_names(cfg: CfgNode) -> Iterator[tuple[str, str, Registry]]:
@@ -142,10 +158,10 @@ def check_choices(cfg: Any) -> None:
             if delta is not None and not (_is_number(delta) and 0 <= delta < float("inf")):
                 raise UserError(f"{key}: {delta} is not a number >= 0")
         loss = lookup(cfg, f"MODEL.{head}.CRITERION.LOSS")
-        if lookup(cfg, f"MODEL.{head}.CRITERION.GLOBAL") and RANKINGS[loss].is_baseline:
-            raise UserError(
-                f"MODEL.{head}.CRITERION.GLOBAL: MODEL.{head}.CRITERION.LOSS {loss} ranks nothing"
-            )
+        for name, needs_ranking in (("GLOBAL", True), ("WEIGHTS", "ranking")):
+            key = f"MODEL.{head}.CRITERION.{name}"
+            if lookup(cfg, key) == needs_ranking and RANKINGS[loss].is_baseline:
+                raise UserError(f"{key}: MODEL.{head}.CRITERION.LOSS {loss} ranks nothing")
         key = f"MODEL.{head}.CRITERION.BALANCE_PERIOD"
         if lookup(cfg, key) < 0:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 0")
@@ -155,7 +171,12 @@ def check_choices(cfg: Any) -> None:
     if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
         value = cfg.MODEL.RETINANET.PRIOR_PROB
         raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
-    for key in ("MODEL.ROI_MASK_HEAD.MAX_POSITIVES", "MODEL.DENSE_HEAD.ASSIGN_TOPK"):
+    for key in (
+        "MODEL.ROI_MASK_HEAD.MAX_POSITIVES",
+        "MODEL.DENSE_HEAD.ASSIGN_TOPK",
+        "MODEL.ROI_BOX_HEAD.CRITERION.NEGATIVES_NUM_CLASSES",
+        "MODEL.DENSE_HEAD.CRITERION.NEGATIVES_NUM_CLASSES",
+    ):
         if lookup(cfg, key) < 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")
 

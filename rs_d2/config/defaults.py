@@ -15,6 +15,7 @@ from typing import Any
 
 from rs_d2.criterion.balancing import BALANCERS
 from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.negatives import NEGATIVES
 from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES
 from rs_d2.criterion.weights import WEIGHTS
@@ -28,7 +29,9 @@ CHOICES: dict[str, Collection[str | None]] = {
     "MODEL.ROI_MASK_HEAD.CRITERION.LOSS": MASK_LOSSES,
     "MODEL.ROI_MASK_HEAD.CRITERION.WEIGHTS": ("box_head", "none"),
     "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE": BALANCERS,
+    "INPUT.AUGMENTATION": ("detectron2", "ssd"),
     "MODEL.DENSE_HEAD.MASK_LOSS": MASK_LOSSES,
+    "MODEL.YOLACT.NMS": ("fast", "exact"),
     "MODEL.SOLO.NMS_KERNEL": ("gaussian", "linear"),
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
@@ -44,6 +47,8 @@ for _head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         f"MODEL.{_head}.CRITERION.BOX_LOSS": BOX_LOSSES,
         f"MODEL.{_head}.CRITERION.BALANCE": BALANCERS,
     }
+for _head in ("ROI_BOX_HEAD", "DENSE_HEAD"):
+    CHOICES[f"MODEL.{_head}.CRITERION.NEGATIVES"] = NEGATIVES
 # Keys that may be None.
 OPEN_KEYS = frozenset(key for key in CHOICES if key.endswith(".BALANCE") and "MASK" not in key)
 
@@ -56,9 +61,10 @@ def add_rs_config(cfg: Any) -> None:
     """
     node = type(cfg)
     cfg.MODEL.RPN.CRITERION = _detection_criterion(node)
-    cfg.MODEL.ROI_BOX_HEAD.CRITERION = _detection_criterion(node)
+    cfg.MODEL.ROI_BOX_HEAD.CRITERION = _class_criterion(node)
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
+    cfg.MODEL.YOLACT = _yolact(node)
     cfg.MODEL.SOLO = _solo(node)
     _add_anchor_keys(cfg)
     _add_assignment_keys(cfg)
@@ -72,7 +78,8 @@ def _detection_criterion(node: type) -> Any:
     # the rankings it is compared with; alrp brings a box term of its own. cross_entropy:
     # Detectron2's baseline (softmax with a background column in the box head, a sigmoid in the
     # RPN). sigmoid_cross_entropy: class-wise. focal: in dense heads with a branch that predicts
-    # centerness (ATSS) or IoU (PAA). The last three ignore LABELS, WEIGHTS and BALANCE.
+    # centerness (ATSS) or IoU (PAA). ohem_cross_entropy: a softmax over the positives and three
+    # hard negatives for each. The last four ignore LABELS, WEIGHTS and BALANCE.
     criterion.LOSS = "rank_sort"
     # Half width of the ramp that smooths the step function, in logits ("delta_RS" in the paper,
     # which found 0.50 best of 0.25 to 1.0). 0 is the hard step. None: what the loss was published
@@ -90,6 +97,7 @@ def _detection_criterion(node: type) -> Any:
     # and DELTA in the ranks.
     criterion.DELTA_LOC = None
     # Loss L_i of a positive's decoded box. giou: 1 - GIoU, in [0, 2]; iou: 1 - IoU, in [0, 1].
+    # smooth_l1: of the raw deltas, summed over the four.
     criterion.BOX_LOSS = "giou"
     # Task balance of the box loss. value: times (ranking + sorting) / box loss, detached, so that
     # both tasks have equal value. magnitude: so that the gradients in the logits and in the box
@@ -103,6 +111,22 @@ def _detection_criterion(node: type) -> Any:
     # One ranking over the candidates of all processes, equal to that of one process with the whole
     # batch, by exchanging a few kilobytes. False: each process ranks its own, as published.
     criterion.GLOBAL = False
+    return criterion
+
+
+def _class_criterion(node: type) -> Any:
+    """The node of a head that tells classes apart, which an RPN does not."""
+    criterion = _detection_criterion(node)
+    # Classes that a candidate may be a negative of, where a data set such as LVIS says for which
+    # classes an image was searched. all: of every class but its own, as published. verified: of
+    # those whose objects in the image are all annotated: (annotated + neg_category_ids) -
+    # not_exhaustive_category_ids; needs a data set with these lists. sampled: the federated loss
+    # of CenterNet2, of the batch's own classes and of others drawn by the square root of their
+    # number of training images. The pairs left out are ignored by every LOSS. An RPN has no such
+    # key: nearly every image has unverified classes, so every background anchor may be an object.
+    criterion.NEGATIVES = "all"
+    # Classes that NEGATIVES sampled keeps in each iteration, the batch's own among them.
+    criterion.NEGATIVES_NUM_CLASSES = 50
     return criterion
 
 
@@ -122,9 +146,9 @@ def _mask_criterion(node: type) -> Any:
 
 
 def _dense_head(node: type) -> Any:
-    """What ATSS, PAA and SOLOv2 do not share with RetinaNet."""
+    """What dense detectors do not share with RetinaNet."""
     head = node()
-    head.CRITERION = _detection_criterion(node)
+    head.CRITERION = _class_criterion(node)
     # Anchors that an object takes as candidates from each level ("k" in both papers).
     head.ASSIGN_TOPK = 9
     # PAA: anchors of at least this IoU with an object, in (0, 1], are its candidates.
@@ -139,12 +163,30 @@ def _dense_head(node: type) -> Any:
     head.QUALITY_LOSS_WEIGHT = 1.0
     # PAA: replace each detection's box by a mean of the boxes around it.
     head.SCORE_VOTING = True
-    # Loss of a positive's mask, of detectors that predict masks without boxes. dice: 1 minus the
-    # Dice coefficient; cross_entropy: mean binary cross-entropy of its pixels.
+    # Loss of a positive's mask, of detectors that predict masks; it is weighted and balanced as
+    # the box loss is. dice: 1 minus the Dice coefficient; cross_entropy: mean binary cross-entropy
+    # of its pixels, in YOLACT those inside its box.
     head.MASK_LOSS = "dice"
-    # Weight of it with focal loss (published: SOLOv2 3.0) and with CRITERION.BALANCE constant.
+    # Weight of it in a baseline (published: YOLACT 6.125, SOLOv2 3.0) and with CRITERION.BALANCE
+    # constant.
     head.MASK_LOSS_WEIGHT = 1.0
     return head
+
+
+def _yolact(node: type) -> Any:
+    """What only YOLACT has."""
+    yolact = node()
+    # Prototypes, and coefficients of each anchor.
+    yolact.NUM_PROTOTYPES = 32
+    # Suppression. fast: a box is dropped by any better one of its class, also by one that is
+    # dropped itself, as published; exact: class-wise, as in the other detectors.
+    yolact.NMS = "fast"
+    # Regions of each class that fast suppression looks at, the best ones.
+    yolact.NMS_TOPK = 200
+    # In training, also predict the classes of pixels from the finest level, with a loss of weight
+    # 1; published for the baseline, not with Rank & Sort Loss.
+    yolact.SEMANTIC = False
+    return yolact
 
 
 def _solo(node: type) -> Any:
@@ -206,6 +248,16 @@ def _add_training_keys(cfg: Any) -> None:
     # Detectron2's SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be full_model: the norm of all gradients
     # together is clipped to CLIP_VALUE.
     cfg.SOLVER.OPTIMIZER = "sgd"
+    # How training images are augmented before the flip of RANDOM_FLIP. detectron2: resized by their
+    # short side, and cropped where CROP says so. ssd: SSD's way, for long schedules: distorted
+    # colours, a random window of the image on a canvas of MODEL.PIXEL_MEAN, resized to a square of
+    # MIN_SIZE_TRAIN (one number); objects whose centre lies outside of the window are left out.
+    cfg.INPUT.AUGMENTATION = "detectron2"
+    # Images become squares of MIN_SIZE_TRAIN and MIN_SIZE_TEST pixels, whatever their proportions.
+    cfg.INPUT.SQUARE = False
+    # Objects of fewer pixels in width or height, in the image as stored, are left out of training
+    # (published: 4 for YOLACT).
+    cfg.INPUT.MIN_OBJECT_SIZE = 0.0
     # What to do in training with an image that cannot be read, or is of another size than stated.
     # skip: tell it in the log, with a count, and take another one at random; 100 in a row end the
     # training. error: end the training. In evaluation it is an error either way.

@@ -183,11 +183,26 @@ class EpochBalancer(Balancer):
             history.masked_fill_(done, 0)
 
 
-def set_epochs(model: nn.Module, iterations: int) -> None:
-    """Tell the balancers of a model that look back on an epoch, and were not told, its length."""
+def set_epochs(model: nn.Module, iterations: int | None) -> None:
+    """Tell the balancers of a model that look back on an epoch, and were not told, its length.
+
+    Args:
+        model: with balancers somewhere in it.
+        iterations: of an epoch; None where nobody knows.
+
+    Raises:
+        UserError: Nobody knows, and a balancer needs it.
+    """
     for module in model.modules():
-        if isinstance(module, Balancer) and module.period == 0:
+        if not isinstance(module, Balancer) or module.period != 0:
+            continue
+        if iterations is not None:
             module.period = iterations
+        elif isinstance(module, EpochBalancer):
+            raise UserError(
+                "CRITERION.BALANCE: epoch needs the number of training images, which this loader"
+                " does not tell (num_images); set CRITERION.BALANCE_PERIOD, in iterations"
+            )
 
 
 def _quotient(wanted: Tensor, value: Tensor) -> Tensor:

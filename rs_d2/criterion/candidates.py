@@ -1,14 +1,24 @@
 """The one record that every head hands to its criterion.
 
-Shapes: ``R`` candidates (anchors, regions, cells) of a batch, ``K`` classes, ``P`` positives.
+Shapes: ``N`` images of a batch, ``R`` candidates (anchors, regions, cells) of it, ``K`` classes,
+``P`` positives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+# What belongs to all candidates, or to the images; the rest to the positives.
+_NOT_OF_POSITIVES = frozenset(
+    (
+        *("logits", "gt_classes", "positives", "encode"),
+        *("num_images", "images", "negatives", "semantic_logits", "gt_semantic"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,19 @@ class Candidates:
         gt_boxes: [P, 4], XYXY, pixels: their ground truths.
         pred_deltas: [P, 4], the raw outputs that ``pred_boxes`` were decoded from.
         anchors: [P, 4], XYXY, pixels: the boxes that they were decoded against.
+        encode: from anchors and boxes [P, 4] to the deltas [P, 4] that decode to the boxes.
         objects: int64 [P], index of each positive's object among all of the batch.
         mask_logits: [P, H, W].
         gt_masks: [P, H, W], values in {0, 1}.
+        mask_areas: [P], pixels of each mask that count, where the others were cropped away.
         quality_logits: [P], of a branch that predicts how good a box is.
         gt_quality: [P], in [0, 1], detached: what that branch should say.
+        images: int64 [R], the image in [0, N) that each candidate belongs to.
+        negatives: bool [N, K], the classes that candidates of each image may be negatives of;
+            without it, all of them. A positive's own class is never asked for.
+        num_images: N, whose candidates stand one after another, as many of each.
+        semantic_logits: [N, K, H, W], of a branch that predicts the classes of each image's pixels.
+        gt_semantic: [N, K, H, W], values in {0, 1}.
     """
 
     logits: Tensor
@@ -40,11 +58,18 @@ class Candidates:
     gt_boxes: Tensor | None = None
     pred_deltas: Tensor | None = None
     anchors: Tensor | None = None
+    encode: Callable[[Tensor, Tensor], Tensor] | None = None
     objects: Tensor | None = None
     mask_logits: Tensor | None = None
     gt_masks: Tensor | None = None
+    mask_areas: Tensor | None = None
     quality_logits: Tensor | None = None
     gt_quality: Tensor | None = None
+    images: Tensor | None = None
+    negatives: Tensor | None = None
+    num_images: int = 1
+    semantic_logits: Tensor | None = None
+    gt_semantic: Tensor | None = None
 
     @property
     def positive_classes(self) -> Tensor:
@@ -59,16 +84,32 @@ class Candidates:
     def targets(self, quality: Tensor | float = 1.0) -> Tensor:
         """Targets of a ranking loss, float32 [R, K].
 
-        A positive's quality at its class, 0 elsewhere, -1 in the rows that are ignored.
+        A positive's quality at its class, 0 elsewhere, -1 in the rows and pairs that are ignored.
 
         Args:
             quality: [P], or one number for all.
         """
         targets = torch.zeros_like(self.logits, dtype=torch.float32)
         targets.masked_fill_((self.gt_classes < 0)[:, None], -1.0)
+        if (ignored := self.ignored_pairs()) is not None:
+            targets.masked_fill_(ignored, -1.0)
         quality = torch.as_tensor(quality, dtype=targets.dtype, device=targets.device)
         targets[self.positives, self.positive_classes] = quality
         return targets
+
+    def ignored_pairs(self, rows: Tensor | None = None) -> Tensor | None:
+        """Pairs of candidate and class that :attr:`negatives` leaves out, bool [R, K].
+
+        None without that field, which leaves out no pair.
+
+        Args:
+            rows: int64, the candidates that are asked for, in place of all R.
+        """
+        if self.negatives is None:
+            return None
+        ignored = (~self.negatives)[self.images]
+        ignored[self.positives, self.positive_classes] = False
+        return ignored if rows is None else ignored[rows]
 
     def keep(self, mask: Tensor, background: int) -> Candidates:
         """The record in which only the positives where the mask [P] is true remain positives.
@@ -84,7 +125,7 @@ class Candidates:
         kept = {
             field.name: value[index]
             for field in fields(self)
-            if field.name not in ("logits", "gt_classes", "positives")
+            if field.name not in _NOT_OF_POSITIVES
             and (value := getattr(self, field.name)) is not None
         }
         return replace(self, gt_classes=gt_classes, positives=positives, **kept)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rs_d2.criterion.balancing import Balancer, Gradients
 from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.labels import Label
+from rs_d2.criterion.negatives import AllNegatives, Negatives
 from rs_d2.criterion.ranking import Ranking
 from rs_d2.criterion.tasks import Task
 from rs_d2.criterion.weights import Weight
@@ -69,6 +70,7 @@ class Criterion(nn.Module):
         label: quality of each positive, which a ranking may sort by.
         weight: weight of each positive in the tasks.
         tasks: by the name of their term, such as "box".
+        negatives: of which classes a candidate may be a negative; without it, of all but its own.
         is_global: rank and average over the candidates of all processes, as if they were one batch;
             every process must then call the criterion. Losses have the whole batch's value, and
             gradients that ``DistributedDataParallel`` averages to the whole batch's.
@@ -81,6 +83,7 @@ class Criterion(nn.Module):
         label: Label,
         weight: Weight,
         tasks: Mapping[str, Task],
+        negatives: Negatives | None = None,
         is_global: bool = False,
     ) -> None:
         super().__init__()
@@ -88,6 +91,7 @@ class Criterion(nn.Module):
         self.label = label
         self.weight = weight
         self.tasks = nn.ModuleDict(tasks)
+        self.negatives = negatives or AllNegatives(num_classes=ranking.num_classes)
         self.is_global = is_global
 
     @property
@@ -106,6 +110,7 @@ class Criterion(nn.Module):
             return self._losses(candidates)
 
     def _losses(self, candidates: Candidates) -> LossOutput:
+        candidates = self.negatives(candidates)
         quality = self.label(candidates) if self.ranking.uses_quality else None
         ranked = self.ranking(candidates, quality)
         ranking = torch.stack([*ranked.terms.values()]).sum()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.tasks import TaskLoss
 from rs_d2.losses import alrp_loss, average_precision_loss, rank_sort_loss
-from rs_d2.losses.classification import cross_entropy_loss, focal_loss
+from rs_d2.losses.classification import cross_entropy_loss, focal_loss, hardest_negatives
 from rs_d2.losses.kernel.processes import total
 from rs_d2.utils.registry import Registry
 
@@ -167,7 +167,10 @@ class CrossEntropy(Ranking):
         used = (candidates.gt_classes >= 0).nonzero().squeeze(1)
         count = max(len(used), 1)
         losses = cross_entropy_loss(
-            candidates.logits[used], candidates.gt_classes[used], self.num_classes
+            candidates.logits[used],
+            candidates.gt_classes[used],
+            self.num_classes,
+            candidates.ignored_pairs(used),
         )
         loss = losses.sum() / count
         return Ranked({"cls": loss}, loss.detach(), divisor=count)
@@ -184,6 +187,32 @@ class SoftmaxCrossEntropy(CrossEntropy):
     def num_columns(self) -> int:
         """K + 1, the last for the background."""
         return self.num_classes + 1
+
+
+@RANKINGS.register("ohem_cross_entropy")
+class HardNegativeCrossEntropy(SoftmaxCrossEntropy):
+    """With a softmax, over the positives and three negatives of each image for each positive.
+
+    These are its negatives of largest loss (online hard example mining; Liu et al., SSD, ECCV
+    2016). The sum is divided by the number of positives of the batch.
+    """
+
+    def forward(self, candidates: Candidates, quality: None = None) -> Ranked:
+        """The term ``cls``."""
+        gt_classes, num_images = candidates.gt_classes, candidates.num_images
+        losses = cross_entropy_loss(
+            candidates.logits,
+            gt_classes.clamp(min=0),
+            self.num_classes,
+            candidates.ignored_pairs(),
+        ).view(num_images, -1)
+        negatives = (gt_classes == self.num_classes).view(num_images, -1)
+        positives = (gt_classes >= 0).view(num_images, -1) & ~negatives
+        hardest = hardest_negatives(losses, negatives, 3 * positives.sum(1))
+        # Not times 0: rows that are ignored may be infinite.
+        own = losses.masked_fill(~positives, 0).sum(1)
+        loss = (hardest + own).sum() / max(len(candidates.positives), 1)
+        return Ranked({"cls": loss}, loss.detach())
 
 
 @RANKINGS.register("sigmoid_cross_entropy")
@@ -213,6 +242,7 @@ class Focal(Ranking):
             candidates.gt_classes[used],
             self.focal_alpha,
             self.focal_gamma,
+            candidates.ignored_pairs(used),
         )
         loss = losses.sum() / count
         return Ranked({"cls": loss}, loss.detach())

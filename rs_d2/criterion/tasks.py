@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.weights import weighted_mean
-from rs_d2.losses.boxes import giou_loss, iou_loss
-from rs_d2.losses.masks import dice_loss, mask_cross_entropy
+from rs_d2.losses.boxes import giou_loss, iou_loss, smooth_l1_loss
+from rs_d2.losses.masks import dice_loss, mask_cross_entropy, semantic_cross_entropy
 from rs_d2.utils.registry import Registry
 
 TaskLoss = Callable[[Candidates], Tensor]
@@ -35,6 +35,13 @@ def iou_task(candidates: Candidates) -> Tensor:
     return iou_loss(candidates.pred_boxes, candidates.gt_boxes)
 
 
+@BOX_LOSSES.register("smooth_l1")
+def smooth_l1_task(candidates: Candidates) -> Tensor:
+    """Smooth L1 loss of the raw outputs, [P]; see :func:`rs_d2.losses.boxes.smooth_l1_loss`."""
+    gt_deltas = candidates.encode(candidates.anchors, candidates.gt_boxes)
+    return smooth_l1_loss(candidates.pred_deltas, gt_deltas)
+
+
 @MASK_LOSSES.register("dice")
 def dice_task(candidates: Candidates) -> Tensor:
     """Dice loss of masks, [P] in [0, 1]; see :func:`rs_d2.losses.masks.dice_loss`."""
@@ -43,8 +50,8 @@ def dice_task(candidates: Candidates) -> Tensor:
 
 @MASK_LOSSES.register("cross_entropy")
 def mask_cross_entropy_task(candidates: Candidates) -> Tensor:
-    """Mean binary cross-entropy of a mask's pixels, [P]."""
-    return mask_cross_entropy(candidates.mask_logits, candidates.gt_masks)
+    """Mean binary cross-entropy of a mask's pixels, those that were not cropped away, [P]."""
+    return mask_cross_entropy(candidates.mask_logits, candidates.gt_masks, candidates.mask_areas)
 
 
 def quality_task(candidates: Candidates) -> Tensor:
@@ -52,6 +59,11 @@ def quality_task(candidates: Candidates) -> Tensor:
     return F.binary_cross_entropy_with_logits(
         candidates.quality_logits.float(), candidates.gt_quality, reduction="none"
     )
+
+
+def semantic_task(candidates: Candidates) -> Tensor:
+    """Loss of the branch that predicts the classes of pixels, one value per image, [N]."""
+    return semantic_cross_entropy(candidates.semantic_logits, candidates.gt_semantic)
 
 
 class Task(nn.Module):

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
-from torch import Generator
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rs_d2.data.federated import image_counts
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.random_state import seeded
 from rs_d2.utils.stopping import STOP_SIGNALS
@@ -67,6 +68,10 @@ class TrainLoader:
         self._batch_size, self._process, self._num_workers = batch_size, process, num_workers
         self.num_images = len(dataset_dicts)
         self.seed, self.first_batch = seed, 0
+
+    def image_counts(self, num_classes: int) -> Tensor:
+        """Number of images with each class, [K]; every image is looked at."""
+        return image_counts(self._images, num_classes)
 
     def __iter__(self) -> Iterator[list[Any]]:
         """The batches from ``first_batch`` on; nothing is loaded before the first is asked for."""

@@ -24,7 +24,9 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, Tensorboar
 from torch import nn
 
 from rs_d2.criterion.balancing import set_epochs
+from rs_d2.criterion.negatives import set_image_counts
 from rs_d2.data import build_train_sampler
+from rs_d2.data.federated import check_lists
 from rs_d2.data.mapper import ImageMapper
 from rs_d2.data.train_loader import TrainLoader
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
@@ -74,7 +76,10 @@ class RSTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        set_epochs(model, -(-loader.num_images // cfg.SOLVER.IMS_PER_BATCH))
+        if hasattr(loader, "image_counts"):  # else NEGATIVES sampled says what it misses
+            set_image_counts(model, loader.image_counts)
+        num_images = getattr(loader, "num_images", None)  # unknown in a loader of the user's
+        set_epochs(model, num_images and -(-num_images // cfg.SOLVER.IMS_PER_BATCH))
         self._loader = Batches(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         loop = AMPLoop if cfg.SOLVER.AMP.ENABLED else Loop
@@ -226,7 +231,8 @@ class RSTrainer(DefaultTrainer):
         Repeat factors are rounded as ``DATALOADER.REPEAT_ROUNDING`` says.
 
         Raises:
-            UserError: No image is left to train on, or the sampler is unknown.
+            UserError: No image is left to train on, the sampler is unknown, or the data lacks what
+                a choice of negatives asks for.
         """
         try:
             dataset_dicts = get_detection_dataset_dicts(
@@ -243,6 +249,7 @@ class RSTrainer(DefaultTrainer):
             )
         except AssertionError as error:
             raise UserError(f"DATASETS.TRAIN: {error}") from error
+        check_lists(cfg, dataset_dicts)
         make_sampler = partial(build_train_sampler, cfg, dataset_dicts)
         make_sampler(0)  # an unknown one is told here
         return TrainLoader(

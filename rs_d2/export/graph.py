@@ -20,9 +20,8 @@ from rs_d2.config import Architecture, architecture_of_model
 from rs_d2.export.about import IMAGE_MASKS
 from rs_d2.export.operators import deform_conv2d
 from rs_d2.export.suppression import traceable_batched_nms, traceable_search
-from rs_d2.modeling.inference import fast_rcnn_inference, searching_with
-from rs_d2.ops.masks import boxes_of_masks, unpad
-from rs_d2.targets.assign_solo import MASK_STRIDE
+from rs_d2.modeling.inference import Search, fast_rcnn_inference, searching_with
+from rs_d2.ops.nms import class_wise_nms
 from rs_d2.utils.errors import UserError
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
@@ -42,23 +41,29 @@ class ExportableDetector(nn.Module):
     Args:
         model: whose architecture says that it can be exported; may have a mask head.
 
+    Attributes:
+        boxes_from_masks: boxes are those around the masks, here around their coarse pixels.
+        mask_stride: pixels of the padded image per pixel of its masks; 0: they span the image.
+
     Raises:
         UserError: It is no such architecture, or has heads or keypoints without a graph.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._architecture = _checked_architecture(model)
+        architecture = _checked_architecture(model)
+        self._has_proposals = architecture.has_proposals
+        self.boxes_from_masks = architecture.boxes_from_masks
+        self.mask_stride = getattr(model, "mask_stride", 0)
         self.model = model
         self.eval()
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what :meth:`forward` returns."""
-        if self._architecture.boxes_from_masks:
-            return (*OUTPUTS[:3], IMAGE_MASKS)
-        heads = getattr(self.model, "roi_heads", None)
-        return OUTPUTS if getattr(heads, "mask_on", False) else OUTPUTS[:3]
+        if not self._has_proposals:
+            return (*OUTPUTS[:3], IMAGE_MASKS) if self.model.has_image_masks else OUTPUTS[:3]
+        return OUTPUTS if self.model.roi_heads.mask_on else OUTPUTS[:3]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detections, best first.
@@ -69,19 +74,16 @@ class ExportableDetector(nn.Module):
 
         Returns:
             Boxes [n, 4] (XYXY, pixels of the resized image), scores [n], classes int64 [n] and,
-            with a mask head, probabilities [n, S, S] inside the boxes; of a detector whose boxes
-            are those of its masks, probabilities [n, h, w] of the padded image, 4 pixels apart.
+            with a mask head, probabilities [n, S, S] inside the boxes; of a one-stage detector,
+            probabilities [n, h, w] on a grid that spans the padded image.
         """
         images = self.model.preprocess_image([{"image": image}])
         features = self.model.backbone(images.tensor)
-        if not self._architecture.has_proposals:
+        if not self._has_proposals:
             levels = [features[name] for name in self.model.head_in_features]
             (found,) = self.model.forward_inference(images, levels, self.model.head(levels))
-            if not self._architecture.boxes_from_masks:
-                return _tensors(found)
-            masks = unpad(found.mask_probs[:, None], MASK_STRIDE, image.shape[1:])[:, 0] > 0.5
-            boxes = boxes_of_masks(masks)
-            return boxes, found.scores, found.pred_classes, found.mask_probs
+            masks = (found.pred_masks.tensor,) if self.model.has_image_masks else ()
+            return (*_tensors(found), *masks)
         heads = self.model.roi_heads
         proposals, _ = self.model.proposal_generator(images, features, None)
         (found,) = heads._forward_box(features, proposals)
@@ -104,7 +106,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     """Let a model be traced inside the ``with`` block: all that depends on data becomes tensors."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(searching_with(traceable_search))
+        stack.enter_context(searching_with(_traceable))
         stack.enter_context(patch_builtin_len(["rs_d2.modeling.roi_heads.fast_rcnn"]))
         stack.enter_context(mock.patch(_DEFORM_CONV, deform_conv2d))
         stack.enter_context(mock.patch(_SCALE_GRADIENT, _NoGradient))
@@ -115,6 +117,11 @@ def traceable(model: nn.Module) -> Iterator[None]:
             suppression = traceable_batched_nms(len(generator.in_features))
             stack.enter_context(mock.patch(_RPN_SUPPRESSION, suppression))
         yield
+
+
+def _traceable(search: Search) -> Search:
+    """The exact search in a form for graphs; others have that form already."""
+    return traceable_search if search is class_wise_nms else search
 
 
 class _NoGradient:

@@ -41,15 +41,18 @@ def read(image: ImageLike, pixel_format: str) -> np.ndarray:
     return pixels[:, :, ::-1] if pixel_format == "BGR" else pixels
 
 
-def resize(pixels: np.ndarray, min_size: int, max_size: int) -> Tensor:
+def resize(pixels: np.ndarray, min_size: int, max_size: int, square: bool = False) -> Tensor:
     """A graph's input, float32 [3, h, w] in [0, 255].
 
     Args:
         pixels: uint8 [H, W, 3].
         min_size: of the short side; 0 does not change the image.
         max_size: most pixels of the long side.
+        square: both sides become ``min_size``.
     """
     height, width = size_of_test(pixels.shape[:2], min_size, max_size)
+    if square and min_size:
+        height = width = min_size
     resized = Image.fromarray(np.ascontiguousarray(pixels)).resize(
         (width, height), Image.Resampling.BILINEAR
     )

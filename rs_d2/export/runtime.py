@@ -15,8 +15,7 @@ from torch import Tensor
 from rs_d2.export import images
 from rs_d2.export.about import ENTRY, IMAGE_MASKS, About, read_about
 from rs_d2.export.images import ImageLike
-from rs_d2.ops.masks import boxes_of_masks, enlarge_masks
-from rs_d2.targets.assign_solo import MASK_STRIDE
+from rs_d2.ops.masks import boxes_of_masks, to_pixels
 from rs_d2.utils.errors import UserError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
@@ -62,31 +61,27 @@ class ExportedDetector:
             OSError: The file is not an image that can be read.
         """
         pixels = images.read(image, self.about.pixel_format)
-        resized = images.resize(pixels, self.about.min_size, self.about.max_size)
+        about = self.about
+        resized = images.resize(pixels, about.min_size, about.max_size, about.square)
         boxes, scores, classes, *masks = self.graph(resized)
         size = (pixels.shape[0], pixels.shape[1])
         inner_size = (resized.shape[1], resized.shape[2])
-        if IMAGE_MASKS in self.about.outputs:
-            return _of_image_masks(scores, classes, *masks, inner_size, size)
         boxes = images.scale_boxes(boxes, inner_size, size)
-        full = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-        pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
-        found = (value[full].numpy() for value in (boxes, scores, classes))
-        return ExportedDetections(*found, *pasted)
+        found = [value[_are_full(boxes)] for value in (boxes, scores, classes, *masks)]
+        if IMAGE_MASKS in about.outputs:
+            stride = about.mask_stride
+            extent = [stride * side for side in found[3].shape[1:]] if stride else inner_size
+            found[3] = to_pixels(found[3], extent, inner_size, size, via_extent=stride > 0)
+        elif masks:
+            found[3] = torch.from_numpy(images.paste_masks(found[3], found[0], size))
+        if about.boxes_from_masks:
+            found[0] = boxes_of_masks(found[3])
+            found = [value[_are_full(found[0])] for value in found]
+        return ExportedDetections(*(value.numpy() for value in found))
 
 
-def _of_image_masks(
-    scores: Tensor,
-    classes: Tensor,
-    probs: Tensor,
-    inner_size: tuple[int, int],
-    size: tuple[int, int],
-) -> ExportedDetections:
-    """Detections with the boxes of their masks, as the model itself makes them."""
-    masks = enlarge_masks(probs, MASK_STRIDE, inner_size, size)
-    boxes = boxes_of_masks(masks)
-    kept = boxes[:, 2] > 0
-    return ExportedDetections(*(value[kept].numpy() for value in (boxes, scores, classes, masks)))
+def _are_full(boxes: Tensor) -> Tensor:
+    return ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
 
 
 class _Checkpoint:

@@ -31,8 +31,31 @@ def dice_loss(mask_logits: Tensor, gt_masks: Tensor, eps: float = 1e-5) -> Tenso
     return 1 - dice_coefficient(mask_logits, gt_masks, eps)
 
 
-def mask_cross_entropy(mask_logits: Tensor, gt_masks: Tensor) -> Tensor:
-    """Mean binary cross-entropy of an instance's pixels, [P]; shapes as in :func:`dice_loss`."""
+def mask_cross_entropy(
+    mask_logits: Tensor, gt_masks: Tensor, areas: Tensor | None = None
+) -> Tensor:
+    """Mean binary cross-entropy of an instance's pixels, [P]; shapes as in :func:`dice_loss`.
+
+    Args:
+        mask_logits: [P, H, W].
+        gt_masks: [P, H, W], values in {0, 1}.
+        areas: [P], what the sum over the pixels is divided by; all pixels unless it is given.
+    """
     target = gt_masks.to(mask_logits.dtype)
-    pixels = F.binary_cross_entropy_with_logits(mask_logits, target, reduction="none")
-    return pixels.flatten(1).mean(1)
+    pixels = F.binary_cross_entropy_with_logits(mask_logits, target, reduction="none").flatten(1)
+    return pixels.mean(1) if areas is None else pixels.sum(1) / areas.clamp(min=1)
+
+
+def semantic_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy of each image's pixels, summed over the classes, mean over the pixels.
+
+    Args:
+        logits: [N, K, H, W], class-wise sigmoids: a pixel may belong to objects of several classes.
+        targets: [N, K, H, W], values in {0, 1}.
+
+    Returns:
+        [N]; empty for N = 0.
+    """
+    target = targets.to(logits.dtype)
+    pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return pixels.sum(1).flatten(1).mean(1)

@@ -23,7 +23,8 @@ Baselines with cross-entropy stand beside them: `COCO-Detection/faster_rcnn_R_50
 same backbone and schedule. `COCO-Detection/atss_R_50_FPN_1x.yaml` and
 `COCO-Detection/paa_R_50_FPN_1x.yaml` are the dense detectors with focal loss, and so are
 `COCO-InstanceSegmentation/solov2_R_101_FPN_3x.yaml` and
-`COCO-InstanceSegmentation/solov2_light_R_34_FPN_3x.yaml`, which segment without boxes.
+`COCO-InstanceSegmentation/solov2_light_R_34_FPN_3x.yaml`, which segment without boxes;
+`COCO-InstanceSegmentation/yolact_R_50_FPN_55e.yaml` is YOLACT with hard negatives.
 """
 _METRICS = ("AP", "AP50", "AP75", "oLRP", "Loc", "FP", "FN")
 

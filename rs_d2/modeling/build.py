@@ -10,6 +10,7 @@ from torch import nn
 from rs_d2.criterion.balancing import BALANCERS, Balancer
 from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.labels import LABELS
+from rs_d2.criterion.negatives import NEGATIVES, Negatives
 from rs_d2.criterion.ranking import RANKINGS, Ranking
 from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES, Task, quality_task
 from rs_d2.criterion.weights import WEIGHTS
@@ -31,38 +32,44 @@ def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Crit
     heads = cfg.MODEL.ROI_HEADS
     if positive_iou is None:
         positive_iou = heads.IOU_THRESHOLDS[-1]
+    node = cfg.MODEL.ROI_BOX_HEAD.CRITERION
     return _build(
-        cfg, cfg.MODEL.ROI_BOX_HEAD.CRITERION, heads.NUM_CLASSES, positive_iou=positive_iou
+        cfg,
+        node,
+        heads.NUM_CLASSES,
+        positive_iou=positive_iou,
+        negatives=_negatives(node, heads.NUM_CLASSES),
     )
 
 
-def build_dense_criterion(cfg: CfgNode) -> Criterion:
-    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``."""
+def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criterion:
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``.
+
+    Args:
+        cfg: config.
+        may_have_quality: the head may have a branch that predicts qualities.
+    """
     dense = cfg.MODEL.DENSE_HEAD
+    num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
     criterion = _build(
         cfg,
         dense.CRITERION,
-        cfg.MODEL.RETINANET.NUM_CLASSES,
+        num_classes,
         positive_iou=0.5,
         box_weight=dense.BOX_LOSS_WEIGHT,
+        negatives=_negatives(dense.CRITERION, num_classes),
     )
-    if has_quality_branch(cfg):
+    if may_have_quality and has_quality_branch(cfg):
         balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
         criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
     return criterion
 
 
-def build_mask_criterion(cfg: CfgNode) -> Criterion:
-    """The criterion of a detector whose only task beside its classes are masks.
-
-    As :func:`build_dense_criterion`, with the losses of masks in place of those of boxes.
-    """
+def build_mask_task(cfg: CfgNode) -> Task:
+    """The task that a dense head which predicts masks adds to its criterion."""
     dense = cfg.MODEL.DENSE_HEAD
-    criterion = _build(cfg, dense.CRITERION, cfg.MODEL.RETINANET.NUM_CLASSES, positive_iou=0.5)
     balancer = _balancer(RANKINGS[dense.CRITERION.LOSS], dense.CRITERION, dense.MASK_LOSS_WEIGHT)
-    task = Task(MASK_LOSSES[dense.MASK_LOSS], balancer, outputs="mask_logits")
-    criterion.tasks = nn.ModuleDict({"mask": task})
-    return criterion
+    return Task(MASK_LOSSES[dense.MASK_LOSS], balancer, outputs="mask_logits")
 
 
 def has_quality_branch(cfg: CfgNode) -> bool:
@@ -77,7 +84,13 @@ def build_mask_balancer(cfg: CfgNode) -> Balancer:
 
 
 def _build(
-    cfg: CfgNode, node: CfgNode, num_classes: int, *, positive_iou: float, box_weight: float = 1.0
+    cfg: CfgNode,
+    node: CfgNode,
+    num_classes: int,
+    *,
+    positive_iou: float,
+    box_weight: float = 1.0,
+    negatives: Negatives | None = None,
 ) -> Criterion:
     ranking_class = RANKINGS[node.LOSS]
     ranking = ranking_class(
@@ -101,8 +114,14 @@ def _build(
         label=LABELS[node.LABELS],
         weight=weight,
         tasks={"box": box},
+        negatives=negatives,
         is_global=node.GLOBAL,
     )
+
+
+def _negatives(node: CfgNode, num_classes: int) -> Negatives:
+    choice = NEGATIVES[node.NEGATIVES]
+    return choice(num_classes=num_classes, num_drawn=node.NEGATIVES_NUM_CLASSES)
 
 
 def _balancer(ranking: type[Ranking], node: CfgNode, weight: float) -> Balancer:

@@ -18,7 +18,7 @@ from rs_d2.ops.nms import BoxTable, StoredBoxes, batched_nms, class_wise_nms, cl
 
 Search = Callable[[BoxTable, Tensor, float, float, int], tuple[Tensor, Tensor]]
 
-_search: ContextVar[Search] = ContextVar("search", default=class_wise_nms)
+_replace: ContextVar[Callable[[Search], Search]] = ContextVar("replace", default=lambda own: own)
 _SURELY_FINITE = 1e30  # far below the largest float32, far above any box
 
 
@@ -79,9 +79,14 @@ def detect(
     score_thresh: float,
     nms_thresh: float,
     topk_per_image: int,
+    search: Search = class_wise_nms,
 ) -> tuple[Instances, Tensor]:
-    """``fast_rcnn_inference_single_image`` with boxes that are made when they are looked at."""
-    rows, classes = _search.get()(table, scores, score_thresh, nms_thresh, topk_per_image)
+    """``fast_rcnn_inference_single_image`` with boxes that are made when they are looked at.
+
+    ``search`` takes and returns what ``rs_d2.ops.nms.class_wise_nms`` does.
+    """
+    search = _replace.get()(search)
+    rows, classes = search(table, scores, score_thresh, nms_thresh, topk_per_image)
     instances = Instances(image_shape)
     instances.pred_boxes = Boxes(table.at(rows, classes))
     instances.scores = scores[rows, classes].float()
@@ -90,17 +95,17 @@ def detect(
 
 
 @contextmanager
-def searching_with(search: Search) -> Iterator[None]:
-    """Let :func:`detect` use another search inside the ``with`` block, one that can be traced.
+def searching_with(replace: Callable[[Search], Search]) -> Iterator[None]:
+    """Let :func:`detect` use another search inside the ``with`` block.
 
     Args:
-        search: takes and returns what ``rs_d2.ops.nms.class_wise_nms`` does.
+        replace: from a detector's own search to the one in its place.
     """
-    token = _search.set(search)
+    token = _replace.set(replace)
     try:
         yield
     finally:
-        _search.reset(token)
+        _replace.reset(token)
 
 
 def select_detections(candidates: Instances, nms_thresh: float, topk_per_image: int) -> Instances:

@@ -78,7 +78,7 @@ def class_wise_nms(
     scores = scores.detach().float()
     if scores.numel() == 0 or topk == 0:
         return _no_indices(scores.device), _no_indices(scores.device)
-    scores = _without_bad_rows(scores, table)
+    scores = without_bad_rows(scores, table)
     if scores.device.type != "cpu" and topk > 0:
         limit = float(float32_below(nms_thresh))
         found = search_on_device(scores, table.at, score_thresh, limit, topk)
@@ -140,7 +140,8 @@ def finite_rows(values: Tensor) -> Tensor | None:
     return values.isfinite().all(1)
 
 
-def _without_bad_rows(scores: Tensor, table: BoxTable) -> Tensor:
+def without_bad_rows(scores: Tensor, table: BoxTable) -> Tensor:
+    """Scores [R, C] with minus infinity where a region's scores or boxes are not all finite."""
     for good in (finite_rows(scores), table.finite_rows()):
         if good is not None:
             scores = torch.where(good[:, None], scores, -torch.inf)

@@ -25,7 +25,7 @@ from rs_d2.coco.pixels import open_image
 from rs_d2.config import lookup, num_classes_key, score_thresh_key
 from rs_d2.config.check import check_config
 from rs_d2.config.load import config_from_text, find_config, load_config, merge_pairs
-from rs_d2.data.mapper import keep_a_pixel
+from rs_d2.data.mapper import our_resizing
 from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.errors import UserError
 
@@ -147,7 +147,9 @@ class InputMaker:
             raise UserError(f"INPUT.FORMAT: '{cfg.INPUT.FORMAT}' is neither BGR nor RGB")
         self._format = cfg.INPUT.FORMAT
         augmentations = build_augmentation(cfg, is_train=False)
-        self._augmentations = AugmentationList([*map(keep_a_pixel, augmentations)])
+        self._augmentations = AugmentationList(
+            [our_resizing(each, cfg.INPUT.SQUARE) for each in augmentations]
+        )
 
     def __call__(self, image: ImageLike) -> dict[str, Any]:
         """The model's input: ``image``, a tensor [3, h, w], and ``height``, ``width`` of before."""

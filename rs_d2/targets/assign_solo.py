@@ -1,4 +1,4 @@
-"""Cells of SOLO's grids: which object each of them predicts, and what mask.
+"""Cells of SOLO's grids: which object each of them predicts.
 
 X. Wang et al., SOLO: Segmenting Objects by Locations, ECCV 2020; SOLOv2: Dynamic and Fast Instance
 Segmentation, NeurIPS 2020.
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MASK_STRIDE = 4  # pixels of the image per pixel of a predicted mask
 _PIXELS_AT_ONCE = 1 << 22  # that are turned into numbers, 16 MB
 
 
@@ -100,24 +99,3 @@ def _centers_of_mass(masks: Tensor) -> Tensor:
     columns, rows = masks.sum(1).double(), masks.sum(2).double()
     sums = [line @ torch.arange(line.shape[1]).to(line) for line in (columns, rows)]
     return torch.stack(sums, dim=1) / columns.sum(1, keepdim=True)
-
-
-def shrink_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks at a quarter of the resolution, by bilinear interpolation: a half counts.
-
-    What lies between the centres of four pixels in a row is the mean of the middle two, so that a
-    pixel of the result is set where at least two of the four in the middle of its 4 x 4 are.
-
-    Args:
-        masks: bool [G, H, W]; beyond their borders there is nothing.
-        size: rows and columns of the result, at least a quarter of H and W.
-
-    Returns:
-        bool [G, *size].
-    """
-    shrunk = torch.zeros(len(masks), *size, dtype=torch.uint8, device=masks.device)
-    for row in (1, 2):
-        for column in (1, 2):
-            pixels = masks[:, row::MASK_STRIDE, column::MASK_STRIDE]
-            shrunk[:, : pixels.shape[1], : pixels.shape[2]] += pixels
-    return shrunk >= 2

@@ -35,6 +35,8 @@ def test_a_small_run_writes_its_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bm_inference, "MODELS", [None, None, (3, 10, "agnostic")])
     monkeypatch.setattr(bm_inference, "THRESHOLDS", (0.1, 0.8))
     monkeypatch.setattr(bm_inference, "FEW_CLASSES", [])
+    small = {"YOLACT": ("quick/rs_yolact_digits.yaml", 64)}
+    monkeypatch.setattr(bm_inference, "MASK_MODELS", small)
     monkeypatch.setattr(bm_inference.common.gc, "collect", lambda: None)  # most of the time
     bm_inference.main(["--quick", "--output", str(tmp_path / "new" / "out.json")])
     content = json.loads((tmp_path / "new" / "out.json").read_text())
@@ -44,4 +46,6 @@ def test_a_small_run_writes_its_rows(tmp_path, monkeypatch, capsys):
     ]
     assert all(row["ours ms"] > 0 for row in content["rows"] + content["worst"])
     assert content["worst"][0]["ours / typical"] == 1
+    assert [row["model"] for row in content["masks"]] == ["YOLACT"]
+    assert content["masks"][0]["100 / 10"] > 0
     assert "plain / ours" in capsys.readouterr().out

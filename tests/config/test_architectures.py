@@ -74,6 +74,8 @@ def test_every_shipped_config_is_declared_and_its_keys_are_there(path):
         ("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "Faster R-CNN"),
         ("COCO-Detection/rs_atss_R_50_FPN_1x.yaml", "RS-ATSS"),
         ("COCO-Detection/paa_R_50_FPN_1x.yaml", "PAA"),
+        ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", "RS-YOLACT"),
+        ("COCO-InstanceSegmentation/yolact_R_50_FPN_55e.yaml", "YOLACT"),
     ],
 )
 def test_titles_of_pictures(config_file, title):

@@ -116,6 +116,14 @@ def test_balancers_are_told_the_length_of_an_epoch_unless_they_know_it():
     assert [balancer.period for balancer in model] == [120, 7]
 
 
+def test_an_epoch_of_unknown_length_is_one_line():
+    model = torch.nn.ModuleList([EpochBalancer(period=7), ValueBalancer()])
+    set_epochs(model, None)
+    assert [balancer.period for balancer in model] == [7, 0]
+    with pytest.raises(UserError, match=r"^CRITERION\.BALANCE: epoch .* CRITERION\.BALANCE_PERIOD"):
+        set_epochs(model.append(EpochBalancer()), None)
+
+
 def test_weights_without_a_history_load_and_let_it_start_anew():
     balancer = EpochBalancer(period=2)
     torch.nn.Module.load_state_dict(torch.nn.ModuleDict({"balancer": balancer}), {})

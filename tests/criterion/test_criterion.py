@@ -113,6 +113,22 @@ def test_the_balanced_box_loss_has_the_ranking_losses_value_and_its_own_directio
     torch.testing.assert_close(direction, factor * unscaled)
 
 
+@pytest.mark.parametrize("ranking", ["rank_sort", "ap", "alrp"])
+def test_magnitude_balance_equals_autograd_written_out(batch, ranking):
+    deltas = torch.randn(2, 4, requires_grad=True)
+    pred_boxes = batch.gt_boxes + deltas
+    candidates = record(
+        batch.logits, batch.gt_classes, pred_boxes, batch.gt_boxes, pred_deltas=deltas
+    )
+    *ranked, plain = make(ranking, balance="constant")(candidates).losses.values()
+    (of_logits,) = torch.autograd.grad(sum(ranked), batch.logits, retain_graph=True)
+    (of_deltas,) = torch.autograd.grad(plain, deltas, retain_graph=True)
+    balanced = make(ranking, balance="magnitude")(candidates).losses["box"]
+    torch.testing.assert_close(balanced, plain * (of_logits.abs().sum() / of_deltas.abs().sum()))
+    (gradient,) = torch.autograd.grad(balanced, deltas)
+    torch.testing.assert_close(gradient.abs().sum(), of_logits.abs().sum())
+
+
 def test_the_box_loss_does_not_reach_the_logits(batch):
     make()(batch).losses["box"].backward()
     assert batch.logits.grad is None or (batch.logits.grad == 0).all()
@@ -200,3 +216,43 @@ def test_positives_that_are_not_kept_become_negatives_and_take_their_fields_alon
     assert torch.equal(kept.pred_boxes, batch.pred_boxes[1:])
     assert kept.anchors is None
     assert batch.gt_classes.tolist() == [2, K, -1, 0, K, K]  # the original is unchanged
+
+
+def test_hard_negatives_are_three_for_each_positive_of_their_image():
+    generator = torch.Generator().manual_seed(0)
+    gt_classes = torch.tensor([2, K, K, -1, K, K, 0, 1, *[K] * 8, *[K] * 8])  # of three
+    logits = torch.randn(24, K + 1, generator=generator)
+    losses = F.cross_entropy(logits, gt_classes.clamp(min=0), reduction="none").view(3, 8)
+    expected = losses[0, [0, 6, 7]].sum() + losses[0, [1, 2, 4, 5]].sum()  # all four
+    candidates = Candidates(logits, gt_classes, find_positives(gt_classes, K), num_images=3)
+    ranking = RANKINGS["ohem_cross_entropy"](num_classes=K)
+    torch.testing.assert_close(ranking(candidates).terms["cls"], expected / 3)
+    gt_classes[8] = 0
+    losses[1, 0] = F.cross_entropy(logits[8], gt_classes[8])
+    expected += losses[1, 0] + losses[1, 1:].topk(3).values.sum()
+    candidates = Candidates(logits, gt_classes, find_positives(gt_classes, K), num_images=3)
+    torch.testing.assert_close(ranking(candidates).terms["cls"], expected / 4)
+
+
+def test_hard_negatives_without_positives_are_a_zero_attached_to_the_graph():
+    logits = torch.randn(6, K + 1, requires_grad=True)
+    gt_classes = torch.full((6,), K)
+    candidates = Candidates(logits, gt_classes, find_positives(gt_classes, K), num_images=2)
+    loss = RANKINGS["ohem_cross_entropy"](num_classes=K)(candidates).terms["cls"]
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()
+
+
+def test_what_stays_positive_keeps_what_belongs_to_the_images():
+    candidates = Candidates(
+        torch.randn(4, K),
+        torch.tensor([0, K, 1, K]),
+        torch.tensor([0, 2]),
+        mask_areas=torch.tensor([5, 6]),
+        num_images=2,
+        gt_semantic=torch.zeros(2, K, 3, 3),
+    )
+    kept = candidates.keep(torch.tensor([False, True]), background=K)
+    assert (kept.num_images, kept.gt_semantic) == (2, candidates.gt_semantic)
+    assert kept.mask_areas.tolist() == [6]

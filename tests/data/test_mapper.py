@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
@@ -14,6 +15,7 @@ from rs_d2 import add_rs_config
 from rs_d2.coco.rle import to_rle
 from rs_d2.config.check import check_choices
 from rs_d2.data.mapper import BadImage, ImageMapper
+from rs_d2.prediction.predictor import InputMaker
 from rs_d2.utils.errors import UserError
 
 
@@ -153,3 +155,27 @@ def test_16_bits_are_trained_on_in_8(cfg, tmp_path):
     Image.fromarray(values).save(tmp_path / "deep.png")
     image = ImageMapper(cfg, is_train=True)(entry(tmp_path / "deep.png"))["image"]
     assert 120 < image.float().mean() < 135
+
+
+def test_images_become_squares(cfg, files):
+    cfg.INPUT.SQUARE, cfg.INPUT.RANDOM_FLIP = True, "none"
+    cfg.INPUT.MASK_FORMAT, cfg.MODEL.MASK_ON = "bitmask", True
+    made = ImageMapper(cfg, True)(files["good.png"])
+    assert made["image"].shape == (3, 48, 48)
+    assert made["instances"].image_size == (48, 48)
+    torch.testing.assert_close(  # of 64 x 48 pixels, whose height stays
+        made["instances"].gt_boxes.tensor, torch.tensor([[3.75, 5, 18.75, 15]])
+    )
+    assert made["instances"].gt_masks.tensor.shape == (1, 48, 48)
+    assert ImageMapper(cfg, False)(files["good.png"])["image"].shape == (3, 48, 48)
+    assert InputMaker(cfg).of_pixels(np.zeros((20, 90, 3), np.uint8))["image"].shape == (3, 48, 48)
+
+
+@pytest.mark.parametrize(("least", "left"), [(0.0, 2), (4.0, 2), (4.1, 1), (11.0, 0)])
+def test_objects_that_are_too_small_are_left_out(cfg, files, least, left):
+    cfg.INPUT.MIN_OBJECT_SIZE = least
+    image = files["good.png"]
+    flat = {"bbox": [5.0, 5, 25, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+    image["annotations"].append({**flat, "segmentation": [[5.0, 5, 25, 5, 25, 9]]})
+    assert len(ImageMapper(cfg, True)(image)["instances"]) == left
+    assert len(image["annotations"]) == 2

@@ -5,8 +5,20 @@ import random
 import pytest
 import torch
 from helpers.toy_training import ToyTrainer, log_lines, toy_config, toy_trainer
+from torch import nn
 
 from rs_d2.checkpoint.files import read_checkpoint
+from rs_d2.criterion import (
+    BOX_LOSSES,
+    LABELS,
+    RANKINGS,
+    WEIGHTS,
+    Candidates,
+    Criterion,
+    Task,
+    find_positives,
+)
+from rs_d2.criterion.balancing import EPOCH_START, EpochBalancer
 
 
 class Killed(BaseException):
@@ -95,8 +107,9 @@ def test_twenty_kills_leave_no_trace(folder, monkeypatch):
         ["DATALOADER.ASPECT_RATIO_GROUPING", "False", "SOLVER.IMS_PER_BATCH", "3"],
         ["SOLVER.OPTIMIZER", "sgd", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
         ["SEED", "-1"],
+        ["INPUT.AUGMENTATION", "ssd", "INPUT.MIN_SIZE_TRAIN", "(12,)"],
     ],
-    ids=["workers", "ceil", "stochastic", "ungrouped", "cosine", "no seed"],
+    ids=["workers", "ceil", "stochastic", "ungrouped", "cosine", "no seed", "ssd"],
 )
 def test_every_order_and_schedule_goes_on(folder, options, monkeypatch, request):
     name = request.node.callspec.id
@@ -112,6 +125,54 @@ def test_every_order_and_schedule_goes_on(folder, options, monkeypatch, request)
     assert min(resumed.seen) == 18
     assert died.seen | resumed.seen == whole.seen
     assert log_lines(folder / name) == lines
+
+
+class Ranked(nn.Module):
+    """Four candidates of each image, the first a positive, trained by aLRP Loss and its balance."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 20)
+        box_loss = BOX_LOSSES["giou"]
+        self.criterion = Criterion(
+            ranking=RANKINGS["alrp"](num_classes=1, box_loss=box_loss),
+            label=LABELS["iou"],
+            weight=WEIGHTS["score"],
+            tasks={"box": Task(box_loss, EpochBalancer(), outputs="pred_deltas")},
+        )
+
+    def forward(self, batch):
+        means = torch.stack([each["image"].float().flatten(1).mean(1) / 255 for each in batch])
+        logits, deltas = self.linear(means).view(-1, 5).split([1, 4], dim=1)
+        gt_classes = torch.tensor([0, 1, 1, 1] * len(batch))
+        gt_boxes = torch.stack([each["instances"].gt_boxes.tensor[0] for each in batch])
+        positives = find_positives(gt_classes, 1)
+        deltas = deltas[positives]
+        return self.criterion(
+            Candidates(logits, gt_classes, positives, gt_boxes + deltas, gt_boxes, deltas)
+        ).losses
+
+
+def test_alrps_balance_goes_on_in_the_middle_of_an_epoch(folder, monkeypatch):
+    monkeypatch.setattr(ToyTrainer, "build_model", classmethod(lambda cls, cfg: seeded_model()))
+    options = ("SOLVER.MAX_ITER", "20")  # epochs of 7 iterations, a checkpoint after every 6
+    whole, _ = uninterrupted(folder, "alrp whole", *options)
+    cfg = toy_config(folder, folder / "alrp", *options)
+    died = interrupted(cfg, monkeypatch, at_iteration=16, resume=False)
+    resumed = toy_trainer(cfg, resume=True)
+    resumed.train()
+    assert min(resumed.seen) == 12  # in the second epoch
+    assert died.seen | resumed.seen == whole.seen
+    balancer = whole.model.criterion.tasks["box"].balancer
+    assert (balancer.period, int(balancer.count)) == (7, 20 - 2 * 7)
+    assert balancer.factor != EPOCH_START
+    first, second = (x.model.state_dict() for x in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def seeded_model():
+    torch.manual_seed(1)
+    return Ranked()
 
 
 def test_workers_change_nothing(folder):

@@ -102,3 +102,18 @@ def test_alrps_balance_looks_back_on_an_epoch_of_the_training_set(cfg):
         trainer.model.roi_heads.box_predictor.criterion.tasks["box"],
     ]
     assert [task.balancer.period for task in tasks] == [-(-num_images // 2)] * 2
+
+
+def test_alrps_balance_needs_a_period_with_a_loader_that_does_not_tell_its_length(cfg):
+    class Trainer(engine.RSTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return iter([])
+
+    cfg.defrost()
+    cfg.MODEL.RPN.CRITERION.LOSS = "alrp"
+    with pytest.raises(UserError, match=r"^CRITERION\.BALANCE: epoch .* CRITERION\.BALANCE_PERIOD"):
+        Trainer(cfg)
+    cfg.MODEL.RPN.CRITERION.BALANCE_PERIOD = 9
+    balancer = Trainer(cfg).model.proposal_generator.criterion.tasks["box"].balancer
+    assert balancer.period == 9

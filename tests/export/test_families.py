@@ -32,6 +32,8 @@ FAMILIES = {
     "atss": ("COCO-Detection/atss_R_50_FPN_1x", R18),
     "paa": ("COCO-Detection/paa_R_50_FPN_1x", R18),
     "rs_solov2": ("COCO-InstanceSegmentation/rs_solov2_light_R_34_FPN_3x", R18, SOLO),
+    "rs_yolact": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e", R18),
+    "yolact": ("COCO-InstanceSegmentation/yolact_R_50_FPN_55e", R18),
     "rs_mask_carafe": ("COCO-InstanceSegmentation/rs_mask_rcnn_plus_R_50_FPN_1x", R18),
     "rs_faster_dcn": ("COCO-Detection/rs_faster_rcnn_R_101_DCN_FPN_3x", R50),
     "rs_mask_carafe_dcn_groups": (

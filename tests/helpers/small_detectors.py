@@ -79,6 +79,10 @@ def _spread(name, parameter):
         parameter.mul_(10)
     elif name in ("head.category.weight", "head.kernel.weight"):
         parameter.mul_(20)
+    elif name.startswith("head.prediction.cls_score"):
+        parameter.mul_(3) if name.endswith("weight") else parameter.sub_(3)
+    elif name.startswith("head.prediction.bbox_pred"):
+        parameter.mul_(0.3)
     elif name.endswith(("cls_score.weight", "objectness_logits.weight")):
         parameter.mul_(40)
     elif name.endswith("cls_score.bias") and not name.startswith("head"):

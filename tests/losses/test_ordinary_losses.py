@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rs_d2.losses.boxes import giou_loss, iou_loss
-from rs_d2.losses.classification import cross_entropy_loss, focal_loss
-from rs_d2.losses.masks import dice_loss, mask_cross_entropy
+from rs_d2.losses.boxes import giou_loss, iou_loss, smooth_l1_loss
+from rs_d2.losses.classification import cross_entropy_loss, focal_loss, hardest_negatives
+from rs_d2.losses.masks import dice_loss, mask_cross_entropy, semantic_cross_entropy
 
 
 def boxes(*rows):
@@ -86,3 +86,40 @@ def test_focal_loss_passes_gradcheck_and_takes_empty_and_half_precision_input():
     assert gradcheck(lambda x: focal_loss(x, classes, 0.25, 2.0), logits)
     assert focal_loss(torch.zeros(0, 3), classes[:0], 0.25, 2.0).shape == (0,)
     assert focal_loss(logits.detach().half(), classes, 0.25, 2.0).dtype == torch.float32
+
+
+def test_smooth_l1_is_a_parabola_near_zero_and_a_line_beyond():
+    gt = boxes([0, 0, 0, 0], [1, 1, 1, 1])
+    pred = boxes([0.5, -0.5, 0, 0], [3, 1, 1, -2]).requires_grad_()
+    assert smooth_l1_loss(pred, gt).tolist() == [0.25, 1.5 + 2.5]
+    assert gradcheck(lambda p: smooth_l1_loss(p, gt), pred)
+    assert smooth_l1_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+def test_the_cross_entropy_of_a_cropped_mask_is_a_mean_over_what_is_left():
+    logits, masks = torch.randn(2, 4, 4), torch.rand(2, 4, 4) > 0.5
+    logits[:, 2:], masks[:, 2:] = -100.0, False
+    areas = torch.tensor([8, 8])
+    expected = mask_cross_entropy(logits[:, :2], masks[:, :2])
+    torch.testing.assert_close(mask_cross_entropy(logits, masks, areas), expected)
+    nothing = mask_cross_entropy(logits[:, 2:], masks[:, 2:], torch.tensor([0, 0]))
+    assert nothing.tolist() == [0, 0]
+
+
+def test_semantic_cross_entropy_is_a_sum_over_classes_and_a_mean_over_pixels():
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.rand(2, 3, 4, 5) > 0.5
+    signs = torch.where(targets, 1.0, -1.0)
+    expected = [
+        sum(math.log1p(math.exp(-value)) for value in image) / 20
+        for image in (signs * logits).flatten(1).tolist()
+    ]
+    assert semantic_cross_entropy(logits, targets).tolist() == pytest.approx(expected)
+    assert gradcheck(lambda x: semantic_cross_entropy(x, targets), logits)
+
+
+def test_the_hardest_negatives_of_each_image():
+    losses = torch.tensor([[5.0, 1, 3, 2], [4, 7, 6, 8], [1, 1, 1, 1]])
+    negatives = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    assert hardest_negatives(losses, negatives, torch.tensor([2, 3, 0])).tolist() == [5, 11, 0]
+    assert hardest_negatives(losses[:, :0], negatives[:, :0], torch.tensor([1, 1, 1])).sum() == 0

@@ -72,3 +72,20 @@ def test_octaves_without_anchors_are_named(key, value):
     cfg.MODEL.ANCHOR_GENERATOR[key] = value
     with pytest.raises(UserError, match=f"^MODEL.ANCHOR_GENERATOR.{key}: {value} is not positive"):
         cell_anchors(cfg, STRIDES[:3])
+
+
+def test_yolacts_anchors_span_an_image_of_550_pixels():
+    cfg = config("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml")
+    generator = build_anchor_generator(cfg, [ShapeSpec(stride=stride) for stride in STRIDES])
+    cells = (69, 35, 18, 9, 5)
+    features = [torch.zeros(1, 1, count, count) for count in cells]
+    levels = [level.tensor for level in generator.spanning(features, (550, 550))]
+    assert [len(level) for level in levels] == [3 * count**2 for count in cells]
+    for level, count, stride in zip(levels, cells, STRIDES, strict=True):
+        centers = ((level[:, :2] + level[:, 2:]) / 2).view(count, count, 3, 2)
+        x = (torch.arange(count) + 0.5) * 550 / count
+        torch.testing.assert_close(centers[0, :, 0, 0], x, atol=1e-4, rtol=0)
+        torch.testing.assert_close(centers[:, 0, 2, 1], x, atol=1e-4, rtol=0)
+        width, height = (level[:3, 2:] - level[:3, :2]).unbind(1)
+        torch.testing.assert_close(height / width, torch.tensor([0.5, 1, 2]))
+        torch.testing.assert_close((height * width).sqrt(), torch.full((3,), 3.0 * stride))

@@ -14,7 +14,7 @@ import torch
 from conftest import shared
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, ROIMasks
 from detectron2.utils.events import EventStorage
 
 from rs_d2 import add_rs_config
@@ -31,6 +31,7 @@ MODELS = {
     "faster_plus": ("COCO-Detection/rs_faster_rcnn_plus_R_50_FPN_1x.yaml", {}),
     "atss": ("COCO-Detection/rs_atss_R_50_FPN_1x.yaml", {}),
     "paa": ("COCO-Detection/rs_paa_R_50_FPN_1x.yaml", {}),
+    "yolact": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", {}),
     "faster_alrp": (
         "COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml",
         {"MODEL.RPN.CRITERION.LOSS": "alrp", "MODEL.ROI_BOX_HEAD.CRITERION.LOSS": "alrp"},
@@ -53,6 +54,7 @@ OUR_NAME = {
 # layers, with no ReLU between them and the loss, within 1.3e-4, and others within 0.064.
 # A gradient below GRADIENT_FLOOR of the largest one is compared with that instead.
 LAST_LAYERS = ("objectness_logits", "anchor_deltas", "cls_score", "bbox_pred", "predictor")
+LAST_LAYERS += ("coefficients",)
 SAME_KERNELS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 LOSS_TOLERANCE = 1e-5 if SAME_KERNELS else 2e-4
 LAST_LAYERS_TOLERANCE = 5e-5 if SAME_KERNELS else 5e-4
@@ -178,6 +180,18 @@ def test_gradients(recording, trained):
         assert error <= (LAST_LAYERS_TOLERANCE if is_last else GRADIENT_TOLERANCE), name
 
 
+def test_statistics(recording, trained):
+    model, _, _ = trained
+    after = recording.group("after/")
+    if not after:
+        pytest.skip("the statistics of its norms are frozen")
+    state, official = model.state_dict(), official_names(model.state_dict().keys())
+    learnt = {official[name]: value for name, value in state.items() if official[name] in after}
+    assert set(learnt) == set(after)
+    for name, value in learnt.items():
+        torch.testing.assert_close(value, after[name], atol=1e-5, rtol=1e-4)
+
+
 def test_proposals(recording, trained):
     model, _, proposals = trained
     if not hasattr(model, "proposal_generator"):
@@ -201,13 +215,17 @@ def test_detections(recording, number):
         if hasattr(model, "roi_heads"):
             found = model.inference(batch, do_postprocess=False)
         else:
-            found = [output["instances"] for output in model(batch)]
+            images = model.preprocess_image(batch)
+            features = model.backbone(images.tensor)
+            levels = [features[name] for name in model.head_in_features]
+            found = model.forward_inference(images, levels, model.head(levels))
     for i, mine in enumerate(found):
         boxes = torch.from_numpy(recording.data[f"det{number}/boxes/{i}"])
         classes = torch.from_numpy(recording.data[f"det{number}/classes/{i}"])
         # The official dense heads keep boxes without area, which voting turns into NaN.
         full = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         assert full.any()
+        mine = mine[mine.pred_boxes.nonempty()]
         expected = as_rows(boxes[full, :4], boxes[full, 4], classes[full])
         actual = as_rows(mine.pred_boxes.tensor, mine.scores, mine.pred_classes)
         assert same_rows(actual, expected)
@@ -215,7 +233,9 @@ def test_detections(recording, number):
             probabilities = torch.from_numpy(recording.data[f"det1/maskprob/{i}"])
             first = expected[: len(probabilities)]
             rows = torch.cdist(actual, first, p=torch.inf).argmin(0)
-            torch.testing.assert_close(mine.pred_masks[rows, 0], probabilities, atol=1e-4, rtol=0)
+            masks = mine.pred_masks
+            masks = masks.tensor if isinstance(masks, ROIMasks) else masks[:, 0]
+            torch.testing.assert_close(masks[rows], probabilities, atol=1e-4, rtol=0)
 
 
 def as_rows(boxes, scores, classes):

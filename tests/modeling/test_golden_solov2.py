@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from helpers.tiny_solov2 import tiny_solov2
 
-from rs_d2.modeling.dense.solov2 import at_size
+from rs_d2.modeling.dense.solov2 import with_boxes_of_masks
 
 FILE = "golden/heads/solov2.npz"
 CASES = ("high_scores", "one_image", "three_objects", "two_images")
@@ -106,7 +107,7 @@ def test_detections(golden, model, case):
     assert len(found) == len(images.image_sizes)
     for i, detections in enumerate(found):
         size = tuple(golden[f"{case}/det_original_size/{i}"].tolist())
-        detections = at_size(detections, size)
+        detections = with_boxes_of_masks(detector_postprocess(detections, *size))
         scores = tensor(golden, f"{case}/det_scores/{i}")
         torch.testing.assert_close(detections.scores, scores, rtol=0, atol=1e-6)
         assert detections.pred_classes.tolist() == golden[f"{case}/det_classes/{i}"].tolist()

@@ -278,3 +278,15 @@ def test_a_model_without_detections_returns_empty_instances(mask_cfg):
         (output,) = model([{"image": torch.rand(3, 64, 64) * 255, "height": 64, "width": 64}])
     assert len(output["instances"]) == 0
     assert output["instances"].pred_masks.shape[1:] == (64, 64)
+
+
+def test_gradient_balance_of_a_mask_head_that_is_not_ours_is_one_line(mask_cfg):
+    mask_cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    mask_cfg.MODEL.ROI_MASK_HEAD.CRITERION.BALANCE = "magnitude"
+    line = (
+        r"^MODEL\.ROI_MASK_HEAD\.CRITERION\.BALANCE: magnitude .* MODEL\.ROI_MASK_HEAD\.NAME Mask"
+    )
+    with pytest.raises(UserError, match=line):
+        build_model(mask_cfg)
+    mask_cfg.MODEL.MASK_ON = False
+    build_model(mask_cfg)

@@ -4,15 +4,14 @@ import json
 import math
 
 import numpy as np
-import pytest
 import torch
 from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operation_count import count_operations
-from torch.nn import functional as F
 
-from rs_d2.targets.assign_solo import assign_solo, centers_of_mass, shrink_masks
+from rs_d2.ops.masks import shrink_masks
+from rs_d2.targets.assign_solo import assign_solo, centers_of_mass
 
 GRIDS, RANGES, SIGMA = (8, 5, 3), ((1, 24), (12, 48), (24, 96)), 0.2
 SIZE = (96, 128)
@@ -109,15 +108,6 @@ def test_a_mask_without_pixels_has_no_centre():
     assert centers[0].isnan().all()
     assert centers[1].tolist() == [7, 3]
     assert centers_of_mass(masks[:0]).shape == (0, 2)
-
-
-@pytest.mark.parametrize("size", [(16, 24), (15, 22), (13, 25), (1, 2)])
-def test_shrunk_masks_are_interpolated_with_empty_borders(size):
-    masks = torch.rand(5, *size) < 0.5
-    padded = F.pad(masks, (0, 28 - size[1], 0, 16 - size[0]))
-    means = F.interpolate(padded[None].float(), scale_factor=0.25, mode="bilinear")[0]
-    assert torch.equal(shrink_masks(masks, (4, 7)), means >= 0.5)
-    assert shrink_masks(masks[:0], (4, 7)).shape == (0, 4, 7)
 
 
 def test_cells_and_masks_are_those_of_the_original():

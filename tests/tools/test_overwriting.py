@@ -14,6 +14,7 @@ from rs_d2 import engine
 from rs_d2.engine.setup import start_process
 
 sys.path.insert(0, str(REPO / "tools"))
+import ablate
 import convert_mmdet
 import evaluate
 import export_model
@@ -34,7 +35,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "report" / "report.html").hardlink_to(tmp_path / "gt.json")
     (tmp_path / "out").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "out" / "a.png")
-    for name in ("sweep.csv", "predictions.json", "metrics.json"):
+    for name in ("sweep.csv", "predictions.json", "metrics.json", "ablation.json"):
         (tmp_path / "out" / name).hardlink_to(tmp_path / "gt.json")
     for name in ("x.export.pth", "x.ts"):
         (tmp_path / name).hardlink_to(tmp_path / "x.pth")
@@ -46,6 +47,7 @@ EVALUATE = "--gt gt.json --results dets.json --format coco --iou-type bbox --out
 EXPORT = "--format torch --weights x.pth"
 SWEEP = "--config-file tiny.yaml --weights x.pth --val-json gt.json --val-images images"
 PREDICT = "--weights x.pth out/a.png"
+ABLATE = "--table S8 --train-json gt.json --val-json dets.json"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ PREDICT = "--weights x.pth out/a.png"
         (sweep_thresholds, f"{SWEEP} --output new --per-class gt.json"),
         (sweep_thresholds, f"{SWEEP} --output new --per-class x.pth"),
         (predict, f"{PREDICT} --output out --gt-json gt.json"),
+        (ablate, f"{ABLATE} --output out"),
     ],
 )
 def test_no_tool_writes_over_its_input(program, arguments, folder, capsys):

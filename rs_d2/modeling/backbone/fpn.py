@@ -1,6 +1,6 @@
 """Detectron2's feature pyramid on our ResNets.
 
-The two builders differ in how the levels above the backbone's last are made.
+The builders differ in how the levels above the backbone's last are made; one fuses bilinearly.
 """
 
 from __future__ import annotations
@@ -12,28 +12,92 @@ from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rs_d2.modeling.backbone.resnet import build_rs_resnet_backbone
+from rs_d2.utils.errors import UserError
 
 
 class StridedLevels(nn.Module):
     """Two coarser levels on top of a pyramid: 3x3 convolutions of stride 2, nothing between.
 
-    Detectron2's block of this kind starts from the backbone or puts a ReLU before the second.
+    Detectron2's block of this kind puts a ReLU before the second.
+
+    Args:
+        channels: C, of both levels.
+        in_feature: what they start from: "p5", or a stage of the backbone such as "res5".
+        in_channels: of that; C unless it is given.
     """
 
-    def __init__(self, channels: int, in_feature: str = "p5") -> None:
+    def __init__(
+        self, channels: int, in_feature: str = "p5", in_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.num_levels = 2
         self.in_feature = in_feature
-        self.p6, self.p7 = (nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
+        self.p6, self.p7 = (
+            nn.Conv2d(width, channels, 3, stride=2, padding=1)
+            for width in (in_channels or channels, channels)
+        )
         for conv in (self.p6, self.p7):
             c2_xavier_fill(conv)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """From p5 [N, C, H, W] to p6 and p7, each half the size, rounded up."""
+        """From the feature [N, C', H, W] to p6 and p7, each half the size, rounded up."""
         p6 = self.p6(x)
         return [p6, self.p7(p6)]
+
+
+class BilinearFPN(FPN):
+    """A pyramid whose levels are enlarged bilinearly to just the size of the next finer one.
+
+    Images of any size go in as they are, without padding: YOLACT's 550 pixels have levels of 69,
+    35, 18, 9 and 5 cells.
+    """
+
+    @property
+    def size_divisibility(self) -> int:
+        """0: images need no padding."""
+        return 0
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """From images [N, 3, H0, W0] to the levels [N, C, H, W] by name, finest first."""
+        features = self.bottom_up(x)
+        levels: list[Tensor] = []
+        merged = None
+        for name, lateral, output in zip(
+            self.in_features[::-1], self.lateral_convs, self.output_convs, strict=True
+        ):
+            target = lateral(features[name])
+            merged = target if merged is None else target + _enlarge(merged, target)
+            levels.insert(0, output(merged))
+        levels += self.top_block(features[self.top_block.in_feature])
+        return dict(zip(self._out_features, levels, strict=True))
+
+
+def _enlarge(level: Tensor, target: Tensor) -> Tensor:
+    return F.interpolate(level, size=target.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@BACKBONE_REGISTRY.register()
+def build_rs_resnet_bilinear_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """A :class:`BilinearFPN` on :func:`build_rs_resnet_backbone`, with p6 convolved from its end.
+
+    Raises:
+        UserError: ``MODEL.FPN.FUSE_TYPE`` is not ``sum``.
+    """
+    if cfg.MODEL.FPN.FUSE_TYPE != "sum":
+        raise UserError(f"MODEL.FPN.FUSE_TYPE: '{cfg.MODEL.FPN.FUSE_TYPE}' is not sum")
+    bottom_up = build_rs_resnet_backbone(cfg, input_shape)
+    last = cfg.MODEL.FPN.IN_FEATURES[-1]
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return BilinearFPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=StridedLevels(channels, last, bottom_up.output_shape()[last].channels),
+    )
 
 
 @BACKBONE_REGISTRY.register()

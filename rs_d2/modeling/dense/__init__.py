@@ -5,5 +5,6 @@ from rs_d2.modeling.dense.atss import ATSS
 from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.paa import PAA
 from rs_d2.modeling.dense.solov2 import SOLOv2
+from rs_d2.modeling.dense.yolact import YOLACT
 
-__all__ = ["ATSS", "PAA", "AnchorDenseDetector", "RSDenseDetector", "SOLOv2"]
+__all__ = ["ATSS", "PAA", "YOLACT", "AnchorDenseDetector", "RSDenseDetector", "SOLOv2"]

@@ -1,4 +1,4 @@
-"""What ATSS and PAA have in common: anchors, boxes, labels and detections.
+"""What ATSS, PAA and YOLACT have in common: anchors, boxes, labels and detections.
 
 Shapes: ``N`` images, ``A`` anchors of all levels (``a`` of them in a cell), ``K`` classes, ``P``
 positives of the batch, ``G`` objects of an image, ``R`` regions of an image that are looked at.
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rs_d2.criterion.candidates import Candidates
+from rs_d2.criterion.negatives import VERIFIED_FIELD, verified_negatives
 from rs_d2.modeling.build import has_quality_branch
 from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.head import DenseHead
 from rs_d2.modeling.dense.predictions import HeadOutputs, Predictions
-from rs_d2.modeling.inference import detect
+from rs_d2.modeling.inference import Search, detect
 from rs_d2.ops.boxes import PAD_MULTIPLE, cells_within
-from rs_d2.ops.nms import StoredBoxes
+from rs_d2.ops.nms import StoredBoxes, class_wise_nms
 from rs_d2.utils.errors import UserError
 
 # In place of an object's index.
@@ -55,6 +56,8 @@ class AnchorDenseDetector(RSDenseDetector):
     loss, a branch predicts the quality of each box, and detections are scored by the geometric mean
     of both. Subclasses say which anchors are positives, and what quality is.
     """
+
+    search: Search = staticmethod(class_wise_nms)
 
     @configurable
     def __init__(
@@ -100,6 +103,10 @@ class AnchorDenseDetector(RSDenseDetector):
             with_quality=has_quality_branch(cfg),
         )
 
+    def anchors(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
+        """Anchors of every level, [A, 4] each; arguments as :meth:`candidates`."""
+        return [boxes.tensor for boxes in self.anchor_generator(features)]
+
     @abstractmethod
     def assign(self, anchors: Sequence[Tensor], gt_boxes: Tensor) -> list[Tensor]:
         """Which object each anchor is assigned to: its index, -1 for none, -2 for ignored.
@@ -112,9 +119,9 @@ class AnchorDenseDetector(RSDenseDetector):
             Per level int64 [H, W, a].
         """
 
-    @abstractmethod
     def quality_targets(self, candidates: Candidates) -> Tensor:
         """What the quality branch is to predict for the positives, detached, [P] in [0, 1]."""
+        raise NotImplementedError
 
     def chosen(self, candidates: Candidates, predictions: Predictions) -> Tensor | None:
         """Mask [P] of those that stay positive, given the predictions; None for all."""
@@ -132,7 +139,7 @@ class AnchorDenseDetector(RSDenseDetector):
 
     def widths(self) -> dict[str, int]:
         """Numbers that the head predicts per anchor, by the name of the output."""
-        return {"logits": self.num_classes, "deltas": 4, "quality": 1}
+        return {"logits": self.criterion.num_columns, "deltas": 4, "quality": 1}
 
     def candidates(
         self,
@@ -142,7 +149,7 @@ class AnchorDenseDetector(RSDenseDetector):
         gt_instances: list[Instances],
     ) -> Candidates:
         """All anchors of the batch, image after image; see the base class."""
-        gathered = self.gather(features, predictions)
+        gathered = self.gather(self.anchors(images, features), predictions)
         matched = self._match_batch(features, gathered, gt_instances)
         candidates = self._label(matched, gathered, gt_instances)
         chosen = self.chosen(candidates, gathered)
@@ -154,6 +161,17 @@ class AnchorDenseDetector(RSDenseDetector):
                 quality_logits=gathered.outputs["quality"].flatten()[candidates.positives],
                 gt_quality=self.quality_targets(candidates),
             )
+        return self.complete(candidates, images, predictions, gathered, gt_instances)
+
+    def complete(
+        self,
+        candidates: Candidates,
+        images: ImageList,
+        predictions: HeadOutputs,
+        gathered: Predictions,
+        gt_instances: list[Instances],
+    ) -> Candidates:
+        """Add what else a detector predicts; arguments as :meth:`candidates`."""
         return candidates
 
     def forward_inference(
@@ -164,25 +182,27 @@ class AnchorDenseDetector(RSDenseDetector):
         Arguments are those of :meth:`candidates`.
         """
         found = []
-        for regions, size in zip(
-            self.best_regions(features, predictions), images.image_sizes, strict=True
-        ):
+        regions_of_images = self.best_regions(self.anchors(images, features), predictions)
+        for regions, size in zip(regions_of_images, images.image_sizes, strict=True):
             thresholds = self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
             table = StoredBoxes(regions.boxes, size)
-            detections, rows = detect(table, regions.scores, size, *thresholds)
+            detections, rows = detect(table, regions.scores, size, *thresholds, self.search)
             found.append(self.refine(detections, rows, regions))
         return found
 
-    def best_regions(self, features: list[Tensor], predictions: HeadOutputs) -> list[Regions]:
+    def best_regions(self, anchors: list[Tensor], predictions: HeadOutputs) -> list[Regions]:
         """The best anchors of every level, image by image; an anchor is as good as its best class.
 
-        Arguments are those of :meth:`candidates`.
+        Args:
+            anchors: per level [A, 4].
+            predictions: as in :meth:`candidates`.
         """
+        widths = self.widths()
         levels = [
             self._best_of_level(
-                boxes.tensor, {name: outputs[i] for name, outputs in predictions.items()}
+                level, {name: predictions[name][i] for name in widths if name in predictions}
             )
-            for i, boxes in enumerate(self.anchor_generator(features))
+            for i, level in enumerate(anchors)
         ]
         boxes, scores = (torch.cat([level[i] for level in levels], dim=1) for i in range(2))
         others = {name: torch.cat([o[name] for _, _, o in levels], dim=1) for name in levels[0][2]}
@@ -203,14 +223,14 @@ class AnchorDenseDetector(RSDenseDetector):
         outputs = {name: permute_to_N_HWA_K(value, widths[name]) for name, value in outputs.items()}
         logits, deltas = outputs.pop("logits"), outputs.pop("deltas")
         quality = outputs.pop("quality", None)
-        merit = logits.amax(2).float()
+        merit = self.scores(logits).amax(2) if self.has_background else logits.amax(2).float()
         if quality is not None:
             quality = quality.float().sigmoid()
             merit = merit.sigmoid() * quality[:, :, 0]
         merit = merit.where(merit.isfinite(), torch.full_like(merit, -torch.inf))
         best = merit.topk(_at_most(self.test_topk_candidates, merit.shape[1])).indices
         rows = best[:, :, None]
-        scores = logits.gather(1, rows.expand(-1, -1, self.num_classes)).float().sigmoid()
+        scores = self.scores(logits.gather(1, rows.expand(-1, -1, widths["logits"])))
         if quality is not None:
             scores = (scores * quality.gather(1, rows)).sqrt()
         deltas = deltas.gather(1, rows.expand(-1, -1, 4))
@@ -223,17 +243,21 @@ class AnchorDenseDetector(RSDenseDetector):
         }
         return boxes, scores, others
 
-    def gather(self, features: list[Tensor], predictions: HeadOutputs) -> Predictions:
+    def scores(self, logits: Tensor) -> Tensor:
+        """Float32 scores [..., K] of the classes."""
+        logits = logits.float()
+        return logits.softmax(-1)[..., :-1] if self.has_background else logits.sigmoid()
+
+    def gather(self, anchors: list[Tensor], predictions: HeadOutputs) -> Predictions:
         """The head's outputs of all levels in one list, with their anchors."""
-        widths = self.widths()
-        anchors = [boxes.tensor for boxes in self.anchor_generator(features)]
         return Predictions(
             anchors=torch.cat(anchors),
             outputs={
                 name: torch.cat(
-                    [permute_to_N_HWA_K(level, widths[name]) for level in levels], dim=1
+                    [permute_to_N_HWA_K(level, width) for level in predictions[name]], dim=1
                 )
-                for name, levels in predictions.items()
+                for name, width in self.widths().items()
+                if name in predictions
             },
             level_sizes=tuple(len(level) for level in anchors),
         )
@@ -275,6 +299,8 @@ class AnchorDenseDetector(RSDenseDetector):
     ) -> Candidates:
         """The record of all anchors of the batch; ``matched`` is [N, A]."""
         starts = [0, *accumulate(len(instances) for instances in gt_instances)][:-1]
+        verified = [x.get_fields().get(VERIFIED_FIELD) for x in gt_instances]
+        counts = [matched.shape[1]] * len(gt_instances)
         objects = (matched + matched.new_tensor(starts)[:, None]).flatten()
         matched = matched.flatten()
         positives = (matched >= 0).nonzero().squeeze(1)
@@ -292,7 +318,10 @@ class AnchorDenseDetector(RSDenseDetector):
             gt_boxes=torch.cat([x.gt_boxes.tensor for x in gt_instances])[objects],
             pred_deltas=deltas,
             anchors=anchors,
+            encode=self.box2box_transform.get_deltas,
             objects=objects,
+            **verified_negatives(verified, counts, self.num_classes),
+            num_images=len(gt_instances),
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -29,7 +29,16 @@ class RSDenseDetector(DenseDetector, ABC):
     """A detector whose every location is scored for every class, trained by a criterion.
 
     Subclasses say what the head is, which candidates it gives in training and what is detected.
+
+    Attributes:
+        may_have_background: logits may have a column for the background, of a softmax.
+        has_image_masks: detections have masks that span the image.
+        mask_stride: pixels of the padded image per pixel of these; 0 if there is no such number.
     """
+
+    may_have_background: ClassVar[bool] = False
+    has_image_masks = False
+    mask_stride: ClassVar[int] = 0
 
     @configurable
     def __init__(
@@ -51,6 +60,7 @@ class RSDenseDetector(DenseDetector, ABC):
         )
         self.criterion = criterion
         self.num_classes = num_classes
+        self.has_background = criterion.num_columns != num_classes
         self.test_score_thresh = score_thresh
         self.test_nms_thresh = nms_thresh
         self.test_topk_per_image = topk_per_image
@@ -61,7 +71,7 @@ class RSDenseDetector(DenseDetector, ABC):
         settings = cfg.MODEL.RETINANET
         backbone = build_backbone(cfg)
         criterion = cls.build_criterion(cfg)
-        if criterion.num_columns != settings.NUM_CLASSES:
+        if criterion.num_columns != settings.NUM_CLASSES and not cls.may_have_background:
             raise UserError(
                 f"MODEL.DENSE_HEAD.CRITERION.LOSS: {cfg.MODEL.DENSE_HEAD.CRITERION.LOSS} needs a "
                 f"column for the background, which {cfg.MODEL.META_ARCHITECTURE} lacks; take "

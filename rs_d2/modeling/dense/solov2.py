@@ -15,18 +15,21 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.criterion import Criterion
-from rs_d2.modeling.build import build_mask_criterion
+from rs_d2.criterion.negatives import VERIFIED_FIELD, verified_negatives
+from rs_d2.modeling.build import build_dense_criterion, build_mask_task
 from rs_d2.modeling.dense.detector import RSDenseDetector
+from rs_d2.modeling.dense.image_masks import ImageMasks, gt_bitmaps
 from rs_d2.modeling.dense.predictions import HeadOutputs
 from rs_d2.modeling.dense.solo_head import SOLOv2Head
-from rs_d2.ops.masks import boxes_of_masks, enlarge_masks
+from rs_d2.ops.masks import MASK_STRIDE, assemble, boxes_of_masks, shrink_masks
 from rs_d2.ops.matrix_nms import matrix_nms, points_nms
-from rs_d2.targets.assign_solo import MASK_STRIDE, assign_solo, centers_of_mass, shrink_masks
+from rs_d2.ops.nms import clip
+from rs_d2.targets.assign_solo import assign_solo, centers_of_mass
 from rs_d2.utils.errors import UserError
 
 _PIXELS_AT_ONCE = 1 << 24  # of masks that are only looked at, 64 MB
@@ -38,6 +41,9 @@ class SOLOv2(RSDenseDetector):
 
     It predicts no boxes: those of its detections are the boxes around their masks.
     """
+
+    has_image_masks = True
+    mask_stride = MASK_STRIDE
 
     @configurable
     def __init__(
@@ -87,8 +93,10 @@ class SOLOv2(RSDenseDetector):
 
     @classmethod
     def build_criterion(cls, cfg: CfgNode) -> Criterion:
-        """See :func:`rs_d2.modeling.build.build_mask_criterion`."""
-        return build_mask_criterion(cfg)
+        """As of other dense detectors, with the losses of masks in place of those of boxes."""
+        criterion = build_dense_criterion(cfg, may_have_quality=False)
+        criterion.tasks = nn.ModuleDict({"mask": build_mask_task(cfg)})
+        return criterion
 
     @classmethod
     def build_head(cls, cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
@@ -123,12 +131,12 @@ class SOLOv2(RSDenseDetector):
         gt_classes = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         cells, mask_logits, gt_masks = [], [], []
         for i, instances in enumerate(gt_instances):
-            masks = _bitmaps(instances)
+            masks = gt_bitmaps(instances)
             owner = self._owners(instances, masks, tuple(images.tensor.shape[-2:]))
             cells.append((owner >= 0).nonzero().squeeze(1))
             objects = owner[cells[i]]
             gt_classes[i, cells[i]] = instances.gt_classes[objects]
-            mask_logits.append(_masks_by(kernels[i, cells[i]], mask_features[i]))
+            mask_logits.append(assemble(kernels[i, cells[i]], mask_features[i]))
             gt_masks.append(shrink_masks(masks, tuple(mask_features.shape[-2:]))[objects])
         return Candidates(
             logits=logits.flatten(0, 1),
@@ -136,6 +144,12 @@ class SOLOv2(RSDenseDetector):
             positives=torch.cat([i * logits.shape[1] + own for i, own in enumerate(cells)]),
             mask_logits=torch.cat(mask_logits),
             gt_masks=torch.cat(gt_masks),
+            **verified_negatives(
+                [each.get_fields().get(VERIFIED_FIELD) for each in gt_instances],
+                [logits.shape[1]] * len(gt_instances),
+                self.num_classes,
+            ),
+            num_images=len(gt_instances),
         )
 
     @torch.no_grad()
@@ -156,30 +170,18 @@ class SOLOv2(RSDenseDetector):
         return torch.cat([permute_to_N_HWA_K(grid, grid.shape[1]) for grid in grids], dim=1)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As Detectron2's; detections also have ``pred_masks``, bool [n, height, width]."""
-        if self.training:
-            return super().forward(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        levels = [features[name] for name in self.head_in_features]
-        outputs = []
-        for found, inputs in zip(
-            self.forward_inference(images, levels, self.head(levels)), batched_inputs, strict=True
-        ):
-            height, width = (
-                inputs.get(side, inner)
-                for side, inner in zip(("height", "width"), found.image_size, strict=True)
-            )
-            outputs.append({"instances": at_size(found, (height, width))})
+        """As Detectron2's; boxes are those around the masks at the size of the image."""
+        outputs = super().forward(batched_inputs)
+        if not self.training:
+            outputs = [{"instances": with_boxes_of_masks(out["instances"])} for out in outputs]
         return outputs
 
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: HeadOutputs
     ) -> list[Instances]:
-        """Detections of each image: ``scores``, ``pred_classes`` and ``mask_probs`` [n, H, W].
+        """Detections of each image, with boxes around the cells of their masks.
 
-        Arguments are those of :meth:`candidates`; ``mask_probs`` are on the grid of the padded
-        batch, 4 pixels apart.
+        Arguments are those of :meth:`candidates`.
         """
         scores = self._cells([points_nms(grid.float().sigmoid()) for grid in predictions["logits"]])
         kernels = self._cells(predictions["kernels"])
@@ -189,9 +191,9 @@ class SOLOv2(RSDenseDetector):
                 for size, feature_stride in zip(self.grids, self._strides(), strict=True)
             ]
         )
-        (mask_features,) = predictions["mask_features"]
+        (mask_features,), extent = predictions["mask_features"], images.tensor.shape[-2:]
         return [
-            self._detect(scores[i], kernels[i], mask_features[i], least_areas, size)
+            self._detect(scores[i], kernels[i], mask_features[i], least_areas, extent, size)
             for i, size in enumerate(images.image_sizes)
         ]
 
@@ -207,6 +209,7 @@ class SOLOv2(RSDenseDetector):
         kernels: Tensor,
         mask_features: Tensor,
         least_areas: Tensor,
+        extent: Sequence[int],
         image_size: tuple[int, int],
     ) -> Instances:
         """One image's detections, best first.
@@ -218,6 +221,7 @@ class SOLOv2(RSDenseDetector):
             kernels: [C, E].
             mask_features: [E, H, W].
             least_areas: [C], pixels that a cell's mask must exceed.
+            extent: height and width of the padded batch.
             image_size: without padding.
         """
         passes = scores > self.test_candidate_score_thresh
@@ -227,7 +231,7 @@ class SOLOv2(RSDenseDetector):
         rows, classes = (scores > 0).nonzero().unbind(1)
         scores, order = _best_first(scores[rows, classes], self.test_topk_candidates)
         rows, classes = rows[order], classes[order]
-        masks = _masks_by(kernels[cells[rows]], mask_features) > 0
+        masks = assemble(kernels[cells[rows]], mask_features) > 0
         scores = matrix_nms(scores, masks, classes, self.test_nms_kernel, self.test_nms_sigma)
         kept = (scores > self.test_score_thresh).nonzero().squeeze(1)
         scores, order = _best_first(scores[kept], self.test_topk_per_image)
@@ -235,25 +239,11 @@ class SOLOv2(RSDenseDetector):
         found = Instances(image_size)
         found.scores = scores
         found.pred_classes = classes[kept]
-        found.mask_probs = _masks_by(kernels[cells[rows[kept]]], mask_features).float().sigmoid()
+        masks = assemble(kernels[cells[rows[kept]]], mask_features).float().sigmoid()
+        boxes = MASK_STRIDE * boxes_of_masks(masks > 0.5)
+        found.pred_boxes = Boxes(clip(boxes, image_size))
+        found.pred_masks = ImageMasks(masks, extent, image_size, via_extent=True)
         return found
-
-
-def _bitmaps(instances: Instances) -> Tensor:
-    """Masks of an image's objects, bool [G, height, width]; images without objects have none."""
-    if not instances.has("gt_masks"):
-        return torch.zeros(
-            0, *instances.image_size, dtype=torch.bool, device=instances.gt_classes.device
-        )
-    masks = instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    return masks.tensor.to(instances.gt_classes.device)
-
-
-def _masks_by(kernels: Tensor, mask_features: Tensor) -> Tensor:
-    """Logits [n, H, W] of masks: kernels [n, E] times features [E, H, W], one matrix product."""
-    return (kernels @ mask_features.flatten(1)).unflatten(1, mask_features.shape[1:])
 
 
 def _mask_qualities(kernels: Tensor, mask_features: Tensor, least_areas: Tensor) -> Tensor:
@@ -267,7 +257,7 @@ def _mask_qualities(kernels: Tensor, mask_features: Tensor, least_areas: Tensor)
         parts = kernels.split(max(1, _PIXELS_AT_ONCE // mask_features[0].numel()))
     sums = []
     for part in parts:
-        logits = _masks_by(part, mask_features).flatten(1).float()
+        logits = assemble(part, mask_features).flatten(1).float()
         inside = logits > 0
         sums.append(torch.stack([inside.sum(1), (logits.sigmoid() * inside).sum(1)]))
     area, total = torch.cat(sums, dim=1)
@@ -284,16 +274,7 @@ def _best_first(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     return scores[order], order
 
 
-def at_size(found: Instances, size: tuple[int, int]) -> Instances:
-    """Detections with masks and boxes at the size of an image; those without a pixel are left out.
-
-    Args:
-        found: as :meth:`SOLOv2.forward_inference` returns them.
-        size: height and width.
-    """
-    masks = enlarge_masks(found.mask_probs, MASK_STRIDE, found.image_size, size)
-    boxes = boxes_of_masks(masks)
-    result = Instances(size, scores=found.scores, pred_classes=found.pred_classes)
-    result.pred_boxes = Boxes(boxes)
-    result.pred_masks = masks
-    return result[boxes[:, 2] > 0]
+def with_boxes_of_masks(found: Instances) -> Instances:
+    """Detections with the boxes around their ``pred_masks``, those without a pixel left out."""
+    found.pred_boxes = Boxes(boxes_of_masks(found.pred_masks))
+    return found[found.pred_boxes.nonempty()]

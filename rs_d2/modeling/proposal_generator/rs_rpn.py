@@ -130,6 +130,7 @@ class RSRPN(RPN):
             gt_boxes=torch.stack(gt_boxes).flatten(0, 1)[positives],
             pred_deltas=deltas,
             anchors=positive_anchors,
+            encode=self.box2box_transform.get_deltas,
         )
         named = name_losses(self.criterion(candidates).losses, "rpn")
         # The ranking terms share the weight that Detectron2 gives to objectness.

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from rs_d2.criterion.candidates import Candidates, find_positives
 from rs_d2.criterion.criterion import Criterion, LossOutput
 from rs_d2.criterion.names import name_losses
+from rs_d2.criterion.negatives import VERIFIED_FIELD, verified_negatives
 from rs_d2.modeling.build import bias_for_prior, build_box_criterion
 from rs_d2.modeling.inference import DecodedBoxes, detect
 from rs_d2.ops.nms import BoxTable, StoredBoxes
@@ -70,7 +71,7 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
         Args:
             predictions: logits [R, K] and deltas [R, 4K], or [R, 4] for class-agnostic boxes.
             proposals: N instances with ``proposal_boxes``, ``gt_classes`` and, where the image has
-                objects, ``gt_boxes``.
+                objects, ``gt_boxes``; with ``gt_verified`` where the data set says so.
         """
         logits, deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
@@ -81,6 +82,7 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         deltas = self._deltas_of_class(deltas[positives], gt_classes[positives])
+        verified = [p.get_fields().get(VERIFIED_FIELD) for p in proposals]
         return self.criterion(
             Candidates(
                 logits=logits,
@@ -90,6 +92,8 @@ class RSFastRCNNOutputLayers(FastRCNNOutputLayers):
                 gt_boxes=gt_boxes[positives],
                 pred_deltas=deltas,
                 anchors=proposal_boxes,
+                **verified_negatives(verified, [len(p) for p in proposals], self.num_classes),
+                encode=self.box2box_transform.get_deltas,
             )
         )
 

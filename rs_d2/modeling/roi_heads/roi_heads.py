@@ -20,12 +20,14 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from rs_d2.criterion.criterion import LossOutput
+from rs_d2.criterion.negatives import VERIFIED_FIELD, VerifiedClasses
 from rs_d2.losses import across_processes
 from rs_d2.modeling.build import build_mask_balancer
 from rs_d2.modeling.roi_heads.fast_rcnn import RSFastRCNNOutputLayers
 from rs_d2.modeling.roi_heads.mask_head import MaskRows, RSMaskRCNNConvUpsampleHead
 from rs_d2.targets.assign_iou import match_by_iou
 from rs_d2.utils.d2_compat import put_scalar
+from rs_d2.utils.errors import UserError
 
 # From the IoU of objects and regions to each region's object and label (1, 0 or -1).
 Matcher = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -62,6 +64,12 @@ class RSROIHeads(StandardROIHeads):
         )
         ret["sampler"] = roi_heads.SAMPLER
         ret["mask_balancer"] = build_mask_balancer(cfg)
+        is_ours = isinstance(ret.get("mask_head"), RSMaskRCNNConvUpsampleHead)
+        if cfg.MODEL.MASK_ON and mask_head.CRITERION.BALANCE == "magnitude" and not is_ours:
+            raise UserError(
+                "MODEL.ROI_MASK_HEAD.CRITERION.BALANCE: magnitude needs the raw outputs behind the"
+                f" loss, which MODEL.ROI_MASK_HEAD.NAME {mask_head.NAME} does not give"
+            )
         ret["max_mask_positives"] = mask_head.MAX_POSITIVES
         return ret
 
@@ -150,6 +158,7 @@ class RSROIHeads(StandardROIHeads):
             N instances with ``gt_classes`` (K is the background) and, for images with objects,
             every ``gt_*`` field of the object that each proposal belongs to.
         """
+        carry_verified(targets, proposals)
         if self.sampler == "random":
             return super().label_and_sample_proposals(proposals, targets)
         return self.label_proposals(proposals, targets, self.proposal_matcher)
@@ -185,6 +194,17 @@ class RSROIHeads(StandardROIHeads):
             elif name.startswith("gt_") and name != "gt_classes":
                 proposals.set(name, value[index])
         return proposals
+
+
+def carry_verified(targets: list[Instances], proposals: list[Instances]) -> None:
+    """Give the proposals of each image what its ground truth says about the verified classes.
+
+    The fields of objects reach proposals by the object of each, which an image may have none of.
+    """
+    for of_image, regions in zip(targets, proposals, strict=True):
+        if of_image.has(VERIFIED_FIELD):
+            classes = of_image.get(VERIFIED_FIELD).classes
+            regions.set(VERIFIED_FIELD, VerifiedClasses.of(classes, len(regions)))
 
 
 def choose_positives(proposals: list[Instances], box: LossOutput, maximum: int) -> list[Instances]:

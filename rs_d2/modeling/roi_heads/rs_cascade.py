@@ -23,7 +23,7 @@ from rs_d2.criterion.criterion import LossOutput
 from rs_d2.criterion.names import name_stage
 from rs_d2.modeling.build import build_box_criterion
 from rs_d2.modeling.inference import fast_rcnn_inference
-from rs_d2.modeling.roi_heads.roi_heads import RSROIHeads
+from rs_d2.modeling.roi_heads.roi_heads import RSROIHeads, carry_verified
 from rs_d2.targets.assign_iou import match_by_iou
 from rs_d2.utils.errors import UserError
 
@@ -140,6 +140,7 @@ class RSCascadeROIHeads(RSROIHeads, CascadeROIHeads):
             # The refined copies of the ground truths, at the end; the originals join anew.
             boxes = [b[: len(b) - len(t)] for b, t in zip(boxes, targets, strict=True)]
         proposals = self._create_proposals_from_boxes(boxes, [t.image_size for t in targets])
+        carry_verified(targets, proposals)
         if self.sampler == "random":
             return self._match_and_label_boxes(proposals, stage, targets)
         for p in proposals:  # the ground truths that join them bring this field
