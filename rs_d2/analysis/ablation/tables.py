@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _AP, _AP50, _AP75 = "bbox/AP", "bbox/AP50", "bbox/AP75"
+_MASKS = ("segm/AP", "segm/AP50", "segm/AP75")
 FIRST_EPOCH = "bbox/AP after one epoch"
 RATIOS = ("rpn_instances", "rcnn_instances", "rpn_tasks", "rcnn_tasks")  # negatives for a positive
 
@@ -77,6 +78,12 @@ _S1 = {
 }
 _S3 = {"0.0": 39.3, "0.5": 39.4, "1.0": 39.8, "1.5": 39.9, "2.0": 39.8, "default": 39.5}
 _S4 = {"0.25": 39.0, "0.40": 39.7, "0.50": 39.9, "0.60": 39.7, "0.75": 39.8, "1.00": 39.4}
+_S6 = {  # masks, then boxes
+    "binary": ((29.1, 49.9, 29.4), (32.9, 53.8, 34.2)),
+    "iou": ((29.9, 50.5, 30.6), (33.8, 54.2, 35.4)),
+    "dice": ((29.8, 50.4, 30.2), (33.5, 54.3, 35.1)),
+    "iou_dice": ((29.6, 50.2, 30.0), (33.4, 54.1, 34.8)),
+}
 _SAMPLERS = (("random", "random"), ("none", "random"), ("none", "none"))
 _S8 = {
     "cross_entropy": ((37.6, 58.2, 41.0), (32.7, 49.4, 35.9), (30.1, 45.3, 33.2)),
@@ -118,6 +125,8 @@ _TABLES = (
         (
             Row("alrp_standard", ("aLRP", "standard"), _epochs(14.4, 37.4)),
             Row("rs_standard", ("RS", "standard"), _epochs(22.0, 39.6)),
+            Row("alrp_heavy", ("aLRP", "heavy"), _epochs(9.4, 40.7), is_other_data=True),
+            Row("rs_heavy", ("RS", "heavy"), _epochs(17.7, 41.2), is_other_data=True),
         ),
         base="faster_rcnn",
         by_epoch=True,
@@ -142,6 +151,17 @@ _TABLES = (
             Row(f"delta_{delta.replace('.', '_')}", (delta,), _ap(ap)) for delta, ap in _S4.items()
         ),
         base="atss",
+    ),
+    Table(
+        "S6",
+        "labels of the positives, RS-YOLACT",
+        ("label",),
+        (*_MASKS, _AP, _AP50, _AP75),
+        tuple(
+            Row(label, (label,), {**dict(zip(_MASKS, masks, strict=True)), **_ap(*boxes)})
+            for label, (masks, boxes) in _S6.items()
+        ),
+        base="yolact",
     ),
     Table(
         "S7",

@@ -89,7 +89,11 @@ def custom_table(variants: Sequence[Variant], name: str = "custom") -> Table:
     names = Counter(variant.row.name for variant in variants)
     for twice in (name for name, count in names.items() if count > 1):
         raise UserError(f"--variant: {twice} is there twice")
-    metrics = ("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/oLRP")
+    # those of a data set without frequencies, or without masks, are not there and not shown
+    metrics = (
+        *("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APr", "bbox/APc", "bbox/APf", "bbox/oLRP"),
+        *("segm/AP", "segm/AP50"),
+    )
     rows = tuple(variant.row for variant in variants)
     return Table(name, "variants", ("variant",), metrics, rows, base="faster_rcnn")
 
