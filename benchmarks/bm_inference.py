@@ -44,7 +44,10 @@ BOXES_PER_OBJECT = 8
 COLUMNS = ("classes", "boxes", "scores", "threshold", "candidates", "plain ms", "ours ms")
 COLUMNS += ("plain / ours",)
 # One-stage models with masks, and the side of their images.
-MASK_MODELS = {"YOLACT": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", 550)}
+MASK_MODELS = {
+    "YOLACT": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", 550),
+    "SOLOv2-light": ("COCO-InstanceSegmentation/rs_solov2_light_R_34_FPN_3x.yaml", 448),
+}
 MASK_COLUMNS = ("model", "10 ms", "100 ms", "100 / 10")
 WORST_COLUMNS = ("classes", "input", "plain ms", "ours ms", "ours / typical", "plain / ours")
 
