@@ -104,10 +104,10 @@ def dense_config(architecture: str, loss: str, *, as_published: bool = False) ->
     return cfg
 
 
-def solov2_config(loss: str) -> CfgNode:
-    """SOLOv2-light as shipped."""
+def one_stage_mask_config(model: str, loss: str) -> CfgNode:
+    """YOLACT or SOLOv2 as shipped."""
     prefix = "rs_" if loss == "rank_sort" else ""
-    name = f"configs/COCO-InstanceSegmentation/{prefix}solov2_light_R_34_FPN_3x.yaml"
+    name = f"configs/COCO-InstanceSegmentation/{prefix}{model}.yaml"
     return load_config(find_config(name), ["MODEL.WEIGHTS", ""])[0]
 
 
@@ -121,7 +121,8 @@ MODELS: dict[str, Callable[[str], CfgNode]] = {
     "RetinaNet": retinanet_config,
     "ATSS": partial(dense_config, "atss"),
     "PAA": partial(dense_config, "paa"),
-    "SOLOv2-light": solov2_config,
+    "YOLACT": partial(one_stage_mask_config, "yolact_R_50_FPN_55e"),
+    "SOLOv2-light": partial(one_stage_mask_config, "solov2_light_R_34_FPN_3x"),
     "ATSS as published": partial(dense_config, "atss", as_published=True),
     "PAA as published": partial(dense_config, "paa", as_published=True),
 }
