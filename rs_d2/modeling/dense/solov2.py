@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.criterion import Criterion
-from rs_d2.criterion.negatives import VERIFIED_FIELD, verified_negatives
 from rs_d2.modeling.build import build_dense_criterion, build_mask_task
 from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.image_masks import ImageMasks, gt_bitmaps
@@ -144,12 +143,6 @@ class SOLOv2(RSDenseDetector):
             positives=torch.cat([i * logits.shape[1] + own for i, own in enumerate(cells)]),
             mask_logits=torch.cat(mask_logits),
             gt_masks=torch.cat(gt_masks),
-            **verified_negatives(
-                [each.get_fields().get(VERIFIED_FIELD) for each in gt_instances],
-                [logits.shape[1]] * len(gt_instances),
-                self.num_classes,
-            ),
-            num_images=len(gt_instances),
         )
 
     @torch.no_grad()
