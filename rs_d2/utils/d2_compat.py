@@ -18,7 +18,6 @@ from torch import nn
 
 from rs_d2.utils.errors import UserError
 
-
 LONGEST_WINDOW = 1000  # iterations: of the time of one, for the time that is left
 
 
