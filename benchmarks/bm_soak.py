@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,16 @@ def belongings(folder: str) -> dict[str, list[str]]:
     return {
         "open files": files,
         "processes": [pid for task in tasks for pid in task.read_text().split()],
-        "temporary files": sorted(str(path) for path in Path(folder).rglob("*")),
+        "temporary files": sorted(map(str, _files_below(Path(folder)))),
         "shared memory": sorted(map(str, shared)),
     }
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All but the folder of sockets that Python's multiprocessing removes when the process ends."""
+    for path in folder.rglob("*"):
+        if not path.relative_to(folder).parts[0].startswith("pymp-"):
+            yield path
 
 
 def train(iterations: int, evaluations: int, folder: str, overrides: Mapping[str, Any]) -> Readings:

@@ -49,7 +49,7 @@ from rs_d2.engine.solver import build_optimizer
 from rs_d2.evaluation import build_evaluator
 from rs_d2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 from rs_d2.report.run import report_of_run
-from rs_d2.utils.d2_compat import create_ddp_model
+from rs_d2.utils.d2_compat import bound_histories, create_ddp_model
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.random_state import seed_all
 from rs_d2.utils.stopping import TrainingStopped, stop_signal, stop_signals
@@ -124,6 +124,11 @@ class RSTrainer(DefaultTrainer):
         if self._last_eval_results:  # of the final weights, which were saved before them
             self.checkpointer.add_results("model_final", self._last_eval_results)
         return self._last_eval_results
+
+    def before_train(self) -> None:
+        """Start with a bound on what is remembered of the scalars."""
+        bound_histories(self.storage)
+        super().before_train()
 
     def run_step(self) -> None:
         """Do one iteration, or none where a number is not finite and ``ON_NONFINITE`` is skip."""

@@ -117,3 +117,14 @@ def test_alrps_balance_needs_a_period_with_a_loader_that_does_not_tell_its_lengt
     cfg.MODEL.RPN.CRITERION.BALANCE_PERIOD = 9
     balancer = Trainer(cfg).model.proposal_generator.criterion.tasks["box"].balancer
     assert balancer.period == 9
+
+
+def test_a_long_training_remembers_a_bounded_number_of_values(cfg, monkeypatch):
+    monkeypatch.setattr("rs_d2.utils.d2_compat.LONGEST_WINDOW", 2)
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = 4
+    trainer = engine.RSTrainer(cfg)
+    trainer.train()
+    losses = trainer.storage.history("total_loss")
+    assert [iteration for _, iteration in losses.values()] == [2, 3]
+    assert losses.global_avg() != losses.avg(2)  # of all four
