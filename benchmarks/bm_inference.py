@@ -43,8 +43,18 @@ NUM_BOXES, IMAGE, NMS_THRESH = 1000, (800, 1333), 0.5
 BOXES_PER_OBJECT = 8
 COLUMNS = ("classes", "boxes", "scores", "threshold", "candidates", "plain ms", "ours ms")
 COLUMNS += ("plain / ours",)
-# One-stage models with masks, and the side of their images.
-MASK_MODELS = {"YOLACT": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", 550)}
+# One-stage models with masks, the side of their images, and settings that leave 100 detections of
+# random weights. SOLOv2's score low, so that the masks of all its cells are looked at.
+MASK_MODELS = {
+    "YOLACT": (
+        *("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e.yaml", 550),
+        *("MODEL.RETINANET.NMS_THRESH_TEST", "1.0"),
+    ),
+    "SOLOv2-light": (
+        *("COCO-InstanceSegmentation/rs_solov2_light_R_34_FPN_3x.yaml", 448),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "MODEL.SOLO.DECAYED_SCORE_THRESH", "0.0"),
+    ),
+}
 MASK_COLUMNS = ("model", "10 ms", "100 ms", "100 / 10")
 WORST_COLUMNS = ("classes", "input", "plain ms", "ours ms", "ours / typical", "plain / ours")
 
@@ -174,8 +184,9 @@ def compare_worst(models: list[tuple[int, int]], device: str) -> list[dict[str, 
 def compare_masks(device: str) -> list[dict[str, Any]]:
     """Times of an image with 10 and with 100 detections, resized masks included."""
     rows = []
-    for name, (config, side) in MASK_MODELS.items():
-        cfg, _ = load_config(find_config(config), ["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
+    for name, (config, side, *options) in MASK_MODELS.items():
+        given = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", *options]
+        cfg, _ = load_config(find_config(config), given)
         torch.manual_seed(0)
         model = build_model(cfg).eval()
         image = torch.randint(256, (3, side, side), dtype=torch.uint8)

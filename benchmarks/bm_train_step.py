@@ -104,6 +104,13 @@ def dense_config(architecture: str, loss: str, *, as_published: bool = False) ->
     return cfg
 
 
+def one_stage_mask_config(model: str, loss: str) -> CfgNode:
+    """YOLACT or SOLOv2 as shipped."""
+    prefix = "rs_" if loss == "rank_sort" else ""
+    name = f"configs/COCO-InstanceSegmentation/{prefix}{model}.yaml"
+    return load_config(find_config(name), ["MODEL.WEIGHTS", ""])[0]
+
+
 CONFIGS = {
     "Faster R-CNN": "configs/COCO-Detection/rs_faster_rcnn_R_50_FPN_1x.yaml",
     "Mask R-CNN": "configs/COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x.yaml",
@@ -114,6 +121,8 @@ MODELS: dict[str, Callable[[str], CfgNode]] = {
     "RetinaNet": retinanet_config,
     "ATSS": partial(dense_config, "atss"),
     "PAA": partial(dense_config, "paa"),
+    "YOLACT": partial(one_stage_mask_config, "yolact_R_50_FPN_55e"),
+    "SOLOv2-light": partial(one_stage_mask_config, "solov2_light_R_34_FPN_3x"),
     "ATSS as published": partial(dense_config, "atss", as_published=True),
     "PAA as published": partial(dense_config, "paa", as_published=True),
 }

@@ -191,6 +191,7 @@ def test_weights_by_rank_are_refused_where_nothing_is_ranked(head, loss):
         ("MODEL.DENSE_HEAD.ASSIGN_TOPK", 0),
         ("MODEL.RETINANET.PRIOR_PROB", 0.0),
         ("MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU", 0.0),
+        ("MODEL.SOLO.CENTER_SIZE", 0.0),
         ("MODEL.DENSE_HEAD.CRITERION.DELTA", -0.5),
         ("MODEL.DENSE_HEAD.CRITERION.NEGATIVES_NUM_CLASSES", 0),
     ],

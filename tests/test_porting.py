@@ -63,7 +63,10 @@ def differing():
         ours = flat(load(REPO / "configs" / row.config))
         is_dense = ours["MODEL.META_ARCHITECTURE"] != "GeneralizedRCNN"
         base = flat(load(zoo / ("Base-RetinaNet.yaml" if is_dense else "Base-RCNN-FPN.yaml")))
+        has_anchors = ours["MODEL.META_ARCHITECTURE"] != "SOLOv2"
         for key in ours:
+            if key.startswith("MODEL.ANCHOR_GENERATOR.") and not has_anchors:
+                continue
             if text(ours[key]) != text(base[key]) and key not in CHOICE_OF_MODEL | UNREAD:
                 values = ours_and_theirs.setdefault(key, (set(), set()))
                 values[0].add(text(ours[key]))

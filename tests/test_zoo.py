@@ -21,14 +21,15 @@ SIZE = 96
 
 
 def small(path):
-    """The config with few proposals; layers, depth and classes stay as they are."""
+    """The config with few proposals and cells; layers, depth and classes stay as they are."""
     cfg = get_cfg()
     add_rs_config(cfg)
     cfg.merge_from_file(str(path))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
-    cfg.merge_from_list([score_thresh_key(cfg), 0.0])
+    cfg.merge_from_list([score_thresh_key(cfg), 0.0, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0])
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    cfg.MODEL.SOLO.GRIDS = [10, 9, 6, 4, 3]  # a quarter: its towers do not see the size of images
     return cfg
 
 

@@ -45,10 +45,11 @@ class Architecture:
         title: of a config, the name of its detector for people, such as "RS-Mask R-CNN".
         num_classes_key: full name of the key with the number of classes.
         score_thresh_key: full name of the key with the score that detections exceed, before
-            suppression.
+            suppression; after it where suppression changes scores.
         stages: what is trained on positives against negatives, in the order of the data.
         has_proposals: a first stage proposes regions, a second one classifies them.
         has_boxes: it predicts boxes.
+        boxes_from_masks: it predicts none, but its detections have the boxes around their masks.
         has_masks: it can predict masks; it does where ``MODEL.MASK_ON`` is set.
         has_keypoints: it can predict keypoints.
         has_test_augmentation: it can predict from several views of an image.
@@ -63,6 +64,7 @@ class Architecture:
     stages: tuple[Stage, ...]
     has_proposals: bool
     has_boxes: bool = True
+    boxes_from_masks: bool = False
     has_masks: bool = False
     has_keypoints: bool = False
     has_test_augmentation: bool = False
@@ -73,7 +75,8 @@ class Architecture:
     def tasks(self, cfg: Any) -> tuple[str, ...]:
         """What a config's detector is evaluated for: "bbox", "segm", or none of both."""
         masks = self.has_masks and cfg.MODEL.MASK_ON
-        return (("bbox",) if self.has_boxes else ()) + (("segm",) if masks else ())
+        boxes = self.has_boxes or (masks and self.boxes_from_masks)
+        return (("bbox",) if boxes else ()) + (("segm",) if masks else ())
 
 
 # Rankings in a detector's title; a baseline has none.
@@ -195,6 +198,16 @@ _ARCHITECTURES: dict[str, Architecture] = {
     ),
     "YOLACT": replace(
         DENSE, title=_our_dense_title, has_masks=True, is_exportable=True, is_sweepable=True
+    ),
+    "SOLOv2": replace(
+        DENSE,
+        title=_our_dense_title,
+        score_thresh_key="MODEL.SOLO.DECAYED_SCORE_THRESH",
+        has_boxes=False,
+        boxes_from_masks=True,
+        has_masks=True,
+        is_exportable=True,
+        is_sweepable=True,
     ),
 }
 

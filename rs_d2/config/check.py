@@ -44,6 +44,8 @@ _LEAST = {
     "MODEL.YOLACT.NUM_PROTOTYPES": 1,
 }
 _MASK_LABELS = ("dice", "iou_dice")
+# What a detector without boxes of its own cannot give.
+_OF_BOXES = {"LABELS": ("iou", "iou_dice"), "WEIGHTS": ("iou", "centerness"), "LOSS": ("alrp",)}
 _CLIP_TYPES = ("value", "norm", "full_model")
 
 
@@ -91,6 +93,11 @@ def _check_abilities(cfg: CfgNode) -> None:
             raise UserError(f"{key}: {name} has no {what}")
     if architecture.has_masks and not architecture.has_boxes and not cfg.MODEL.MASK_ON:
         raise UserError(f"MODEL.MASK_ON: {name} predicts nothing but masks")
+    if architecture.boxes_from_masks:
+        for key, values in _OF_BOXES.items():
+            key = f"MODEL.DENSE_HEAD.CRITERION.{key}"
+            if lookup(cfg, key) in values:
+                raise UserError(f"{key}: {lookup(cfg, key)} needs boxes, which {name} lacks")
     one_stage_with_masks = not architecture.has_proposals and "segm" in architecture.tasks(cfg)
     for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
         key = f"MODEL.{head}.CRITERION.LABELS"
@@ -140,6 +147,7 @@ def check_choices(cfg: Any) -> None:
         "MODEL.RPN.LOW_QUALITY_MIN_IOU",
         "MODEL.ROI_HEADS.LOW_QUALITY_MIN_IOU",
         "MODEL.DENSE_HEAD.CANDIDATE_MIN_IOU",
+        "MODEL.SOLO.CENTER_SIZE",
     ):
         if not 0 < lookup(cfg, key) <= 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")

@@ -3,7 +3,7 @@
 Where Detectron2 already has a key with the same meaning it is reused, not doubled:
 ``MODEL.RPN.LOSS_WEIGHT`` is the constant 0.20 on all three RPN terms, ``*.BBOX_REG_WEIGHTS`` are
 the inverse standard deviations of the box deltas, ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` is the
-pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS. ATSS and PAA read
+pre-NMS threshold and ``TEST.DETECTIONS_PER_IMAGE`` the cap after NMS. ATSS, PAA and SOLOv2 read
 ``MODEL.RETINANET`` for what they share with RetinaNet: classes, features, number of convolutions,
 norm, prior, box weights, focal loss, thresholds of the test.
 """
@@ -32,6 +32,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "INPUT.AUGMENTATION": ("detectron2", "ssd"),
     "MODEL.DENSE_HEAD.MASK_LOSS": MASK_LOSSES,
     "MODEL.YOLACT.NMS": ("fast", "exact"),
+    "MODEL.SOLO.NMS_KERNEL": ("gaussian", "linear"),
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),
@@ -64,6 +65,7 @@ def add_rs_config(cfg: Any) -> None:
     cfg.MODEL.ROI_MASK_HEAD.CRITERION = _mask_criterion(node)
     cfg.MODEL.DENSE_HEAD = _dense_head(node)
     cfg.MODEL.YOLACT = _yolact(node)
+    cfg.MODEL.SOLO = _solo(node)
     _add_anchor_keys(cfg)
     _add_assignment_keys(cfg)
     _add_training_keys(cfg)
@@ -165,7 +167,8 @@ def _dense_head(node: type) -> Any:
     # the box loss is. dice: 1 minus the Dice coefficient; cross_entropy: mean binary cross-entropy
     # of its pixels, in YOLACT those inside its box.
     head.MASK_LOSS = "dice"
-    # Weight of it in a baseline (published: YOLACT 6.125) and with CRITERION.BALANCE constant.
+    # Weight of it in a baseline (published: YOLACT 6.125, SOLOv2 3.0) and with CRITERION.BALANCE
+    # constant.
     head.MASK_LOSS_WEIGHT = 1.0
     return head
 
@@ -184,6 +187,31 @@ def _yolact(node: type) -> Any:
     # 1; published for the baseline, not with Rank & Sort Loss.
     yolact.SEMANTIC = False
     return yolact
+
+
+def _solo(node: type) -> Any:
+    """SOLOv2's own settings; it shares MODEL.RETINANET and MODEL.DENSE_HEAD with the others."""
+    solo = node()
+    # Rows and columns of the grid over each level of MODEL.RETINANET.IN_FEATURES.
+    solo.GRIDS = [40, 36, 24, 16, 12]
+    # Objects of each grid: least and largest square root of the box's area, in pixels.
+    solo.SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    # Side of the region around an object's centre of mass whose cells are positives, relative to
+    # its box, in (0, 1] ("sigma" in the paper).
+    solo.CENTER_SIZE = 0.2
+    # Channels: of the convolutions on the grids; of the kernels, hence of the features that they
+    # are applied to; of these features before the last convolution.
+    solo.CONV_DIM = 512
+    solo.KERNEL_DIM = 256
+    solo.MASK_DIM = 128
+    # How a score decays by the overlap with a better mask. gaussian: exp(-NMS_SIGMA IoU^2);
+    # linear: 1 - IoU.
+    solo.NMS_KERNEL = "gaussian"
+    solo.NMS_SIGMA = 2.0
+    # Detections score higher than this, after the decay. MODEL.RETINANET.SCORE_THRESH_TEST is for
+    # the class scores of cells, before their masks are looked at.
+    solo.DECAYED_SCORE_THRESH = 0.05
+    return solo
 
 
 def _add_anchor_keys(cfg: Any) -> None:

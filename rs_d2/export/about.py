@@ -20,7 +20,9 @@ class About(NamedTuple):
 
     ``outputs``: names of the graph's outputs; ``pixel_format``: "BGR" or "RGB"; ``min_size``,
     ``max_size``: pixels of the short and the long side to resize to, as in ``INPUT.*_SIZE_TEST``;
-    ``square``: both sides are resized to ``min_size``;
+    ``square``: both sides are resized to ``min_size``; ``mask_stride``: image masks have a value
+    every so many pixels of the padded image, 0: they span the image; ``boxes_from_masks``: boxes
+    are those around the masks;
     ``class_names``: in the order of the classes, empty if they are not known; ``config``: yaml.
     """
 
@@ -33,18 +35,18 @@ class About(NamedTuple):
     revision: str = ""
     version: str = __version__
     square: bool = False
+    mask_stride: int = 0
+    boxes_from_masks: bool = False
 
     def to_text(self) -> str:
         """The same as json."""
         return json.dumps(self._asdict())
 
 
-def about_model(
-    cfg: Any, outputs: Sequence[str], class_names: Sequence[str], revision: str
-) -> About:
-    """What a config says, for the file that its model is exported to."""
+def about_model(cfg: Any, graph: Any, class_names: Sequence[str], revision: str) -> About:
+    """What a config and its model's graph say, for the file that the graph is written to."""
     return About(
-        outputs=tuple(outputs),
+        outputs=tuple(graph.outputs),
         pixel_format=cfg.INPUT.FORMAT,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
@@ -52,6 +54,8 @@ def about_model(
         config=portable_config(cfg),
         revision=revision,
         square=cfg.INPUT.SQUARE,
+        mask_stride=graph.mask_stride,
+        boxes_from_masks=graph.boxes_from_masks,
     )
 
 

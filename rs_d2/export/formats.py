@@ -57,7 +57,7 @@ def _write_torchscript(
     graph = ExportableDetector(model)
     with traceable(model), _tracing():
         traced = torch.jit.trace(graph, (image,), check_trace=False)
-        about = about_model(cfg, graph.outputs, class_names, code_revision())
+        about = about_model(cfg, graph, class_names, code_revision())
         content = io.BytesIO()
         torch.jit.save(traced, content, _extra_files={ENTRY: about.to_text()})
     with atomic_write(path) as file:
@@ -87,7 +87,7 @@ def _write_onnx(
         )
     written = onnx.load_model_from_string(content.getvalue())
     onnx.checker.check_model(written)
-    about = about_model(cfg, graph.outputs, class_names, code_revision())
+    about = about_model(cfg, graph, class_names, code_revision())
     written.metadata_props.add(key=ENTRY, value=about.to_text())
     with atomic_write(path) as file:
         file.write(written.SerializeToString())

@@ -41,14 +41,20 @@ class ExportableDetector(nn.Module):
     Args:
         model: whose architecture says that it can be exported; may have a mask head.
 
+    Attributes:
+        boxes_from_masks: boxes are those around the masks, here around their coarse pixels.
+        mask_stride: pixels of the padded image per pixel of its masks; 0: they span the image.
+
     Raises:
         UserError: It is no such architecture, or has heads or keypoints without a graph.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._has_proposals = _checked_architecture(model).has_proposals
-        self._has_image_masks = getattr(model, "has_image_masks", False)
+        architecture = _checked_architecture(model)
+        self._has_proposals = architecture.has_proposals
+        self.boxes_from_masks = architecture.boxes_from_masks
+        self.mask_stride = getattr(model, "mask_stride", 0)
         self.model = model
         self.eval()
 
@@ -56,7 +62,7 @@ class ExportableDetector(nn.Module):
     def outputs(self) -> tuple[str, ...]:
         """Names of what :meth:`forward` returns."""
         if not self._has_proposals:
-            return (*OUTPUTS[:3], IMAGE_MASKS) if self._has_image_masks else OUTPUTS[:3]
+            return (*OUTPUTS[:3], IMAGE_MASKS) if self.model.has_image_masks else OUTPUTS[:3]
         return OUTPUTS if self.model.roi_heads.mask_on else OUTPUTS[:3]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -68,15 +74,15 @@ class ExportableDetector(nn.Module):
 
         Returns:
             Boxes [n, 4] (XYXY, pixels of the resized image), scores [n], classes int64 [n] and,
-            with a mask head, probabilities [n, S, S] inside the boxes; where masks come of
-            prototypes, probabilities [n, h, w] on a grid that spans the image.
+            with a mask head, probabilities [n, S, S] inside the boxes; of a one-stage detector,
+            probabilities [n, h, w] on a grid that spans the padded image.
         """
         images = self.model.preprocess_image([{"image": image}])
         features = self.model.backbone(images.tensor)
         if not self._has_proposals:
             levels = [features[name] for name in self.model.head_in_features]
             (found,) = self.model.forward_inference(images, levels, self.model.head(levels))
-            masks = (found.pred_masks.tensor,) if self._has_image_masks else ()
+            masks = (found.pred_masks.tensor,) if self.model.has_image_masks else ()
             return (*_tensors(found), *masks)
         heads = self.model.roi_heads
         proposals, _ = self.model.proposal_generator(images, features, None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rs_d2.export import images
 from rs_d2.export.about import ENTRY, IMAGE_MASKS, About, read_about
 from rs_d2.export.images import ImageLike
-from rs_d2.ops.masks import to_pixels
+from rs_d2.ops.masks import boxes_of_masks, to_pixels
 from rs_d2.utils.errors import UserError
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
@@ -65,14 +65,23 @@ class ExportedDetector:
         resized = images.resize(pixels, about.min_size, about.max_size, about.square)
         boxes, scores, classes, *masks = self.graph(resized)
         size = (pixels.shape[0], pixels.shape[1])
-        boxes = images.scale_boxes(boxes, (resized.shape[1], resized.shape[2]), size)
-        full = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+        inner_size = (resized.shape[1], resized.shape[2])
+        boxes = images.scale_boxes(boxes, inner_size, size)
+        found = [value[_are_full(boxes)] for value in (boxes, scores, classes, *masks)]
         if IMAGE_MASKS in about.outputs:
-            pasted = [to_pixels(mask[full], (1, 1), (1, 1), size).numpy() for mask in masks]
-        else:
-            pasted = [images.paste_masks(mask[full], boxes[full], size) for mask in masks]
-        found = (value[full].numpy() for value in (boxes, scores, classes))
-        return ExportedDetections(*found, *pasted)
+            stride = about.mask_stride
+            extent = [stride * side for side in found[3].shape[1:]] if stride else inner_size
+            found[3] = to_pixels(found[3], extent, inner_size, size, via_extent=stride > 0)
+        elif masks:
+            found[3] = torch.from_numpy(images.paste_masks(found[3], found[0], size))
+        if about.boxes_from_masks:
+            found[0] = boxes_of_masks(found[3])
+            found = [value[_are_full(found[0])] for value in found]
+        return ExportedDetections(*(value.numpy() for value in found))
+
+
+def _are_full(boxes: Tensor) -> Tensor:
+    return ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
 
 
 class _Checkpoint:

@@ -21,7 +21,10 @@ Baselines with cross-entropy stand beside them: `COCO-Detection/faster_rcnn_R_50
 `COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml` and
 `LVIS-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml`, with Detectron2's heads and samplers on the
 same backbone and schedule. `COCO-Detection/atss_R_50_FPN_1x.yaml` and
-`COCO-Detection/paa_R_50_FPN_1x.yaml` are the dense detectors with focal loss.
+`COCO-Detection/paa_R_50_FPN_1x.yaml` are the dense detectors with focal loss, and so are
+`COCO-InstanceSegmentation/solov2_R_101_FPN_3x.yaml` and
+`COCO-InstanceSegmentation/solov2_light_R_34_FPN_3x.yaml`, which segment without boxes;
+`COCO-InstanceSegmentation/yolact_R_50_FPN_55e.yaml` is YOLACT with hard negatives.
 """
 _METRICS = ("AP", "AP50", "AP75", "oLRP", "Loc", "FP", "FN")
 
@@ -30,7 +33,9 @@ def model_zoo_page() -> str:
     """The whole page in Markdown."""
     parts = [
         _INTRODUCTION,
-        _published_section("Boxes, published", "box", PUBLISHED),
+        _published_section(
+            "Boxes, published", "box", [row for row in PUBLISHED if row.box or not row.mask]
+        ),
         _published_section("Masks, published", "mask", [row for row in PUBLISHED if row.mask]),
         _measured_section(MEASURED),
     ]

@@ -2,7 +2,7 @@
 
 from rs_d2.modeling import backbone  # noqa: F401
 from rs_d2.modeling.anchor_generator import OctaveAnchorGenerator, SpanningAnchorGenerator
-from rs_d2.modeling.dense import ATSS, PAA, YOLACT
+from rs_d2.modeling.dense import ATSS, PAA, YOLACT, SOLOv2
 from rs_d2.modeling.proposal_generator import RSRPN
 from rs_d2.modeling.roi_heads import (
     RSCascadeROIHeads,
@@ -16,6 +16,7 @@ __all__ = [
     "PAA",
     "YOLACT",
     "RSRPN",
+    "SOLOv2",
     "OctaveAnchorGenerator",
     "RSCascadeROIHeads",
     "RSFastRCNNOutputLayers",

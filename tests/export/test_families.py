@@ -16,6 +16,9 @@ AGNOSTIC = (
 )
 LVIS = "MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.5 MODEL.RPN.POST_NMS_TOPK_TEST 30"
 X101 = "MODEL.RESNETS.NUM_GROUPS 8 MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.PIXEL_STD [10.0,10.0,10.0]"
+SOLO = """MODEL.SOLO.CONV_DIM 32 MODEL.SOLO.KERNEL_DIM 32 MODEL.SOLO.MASK_DIM 32
+    MODEL.SOLO.GRIDS [10,8,6,4,3] MODEL.FPN.OUT_CHANNELS 32
+    INPUT.MIN_SIZE_TEST 100 INPUT.MAX_SIZE_TEST 150"""  # its masks are resized in two steps
 FAMILIES = {
     "rs_faster": ("COCO-Detection/rs_faster_rcnn_R_50_FPN_1x", R18),
     "rs_mask": ("COCO-InstanceSegmentation/rs_mask_rcnn_R_50_FPN_1x", R18),
@@ -29,6 +32,7 @@ FAMILIES = {
     "cascade": ("COCO-Detection/cascade_rcnn_R_50_FPN_1x", R18),
     "atss": ("COCO-Detection/atss_R_50_FPN_1x", R18),
     "paa": ("COCO-Detection/paa_R_50_FPN_1x", R18),
+    "rs_solov2": ("COCO-InstanceSegmentation/rs_solov2_light_R_34_FPN_3x", R18, SOLO),
     "rs_yolact": ("COCO-InstanceSegmentation/rs_yolact_R_50_FPN_55e", R18),
     "yolact": ("COCO-InstanceSegmentation/yolact_R_50_FPN_55e", R18),
     "rs_mask_carafe": ("COCO-InstanceSegmentation/rs_mask_rcnn_plus_R_50_FPN_1x", R18),

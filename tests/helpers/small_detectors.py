@@ -77,6 +77,8 @@ def _spread(name, parameter):
     """Weights drawn for training give all regions nearly the same score."""
     if name == "head.cls_score.weight":
         parameter.mul_(10)
+    elif name in ("head.category.weight", "head.kernel.weight"):
+        parameter.mul_(20)
     elif name.startswith("head.prediction.cls_score"):
         parameter.mul_(3) if name.endswith("weight") else parameter.sub_(3)
     elif name.startswith("head.prediction.bbox_pred"):

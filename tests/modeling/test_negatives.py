@@ -35,6 +35,8 @@ HEADS = {
     ),
     "ATSS": ("quick/rs_atss_digits.yaml", ""),
     "PAA with focal loss": ("quick/paa_digits.yaml", ""),
+    "YOLACT": ("quick/rs_yolact_digits.yaml", ""),
+    "SOLOv2": ("quick/rs_solov2_digits.yaml", "MODEL.SOLO.GRIDS [8,6,4,3]"),
 }
 
 
@@ -102,7 +104,7 @@ def test_a_step_leaves_the_logits_of_unverified_classes_alone(head, tmp_path):
             assert candidates.negatives is None
 
 
-@pytest.mark.parametrize("head", ["box head", "cascade", "ATSS"])
+@pytest.mark.parametrize("head", ["box head", "cascade", "ATSS", "SOLOv2"])
 def test_a_step_with_sampled_classes(head, tmp_path):
     model = build(head, "sampled", tmp_path)
     set_image_counts(model, torch.ones(K))
@@ -114,7 +116,7 @@ def test_a_step_with_sampled_classes(head, tmp_path):
         assert (candidates.logits.grad[:, ~negatives] == 0).all()
 
 
-@pytest.mark.parametrize("head", ["box head", "ATSS"])
+@pytest.mark.parametrize("head", ["box head", "ATSS", "SOLOv2"])
 def test_instances_that_bring_no_lists_are_one_line(head, tmp_path):
     model = build(head, "verified", tmp_path)
     images = [image(OBJECTS[0], VERIFIED[0]), image(OBJECTS[1], None)]

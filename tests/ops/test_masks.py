@@ -1,10 +1,21 @@
-"""Masks of whole images on a grid: sums of prototypes, boxes, and the way to pixels and back."""
+"""Masks of whole images on a grid: sums of prototypes, boxes, pixels and back."""
+
+from functools import partial
 
 import pytest
 import torch
+from operation_count import count_operations
 from torch.nn import functional as F
+from torchvision.ops import masks_to_boxes
 
-from rs_d2.ops.masks import assemble, inside_boxes, to_grid, to_pixels
+from rs_d2.ops.masks import (
+    assemble,
+    boxes_of_masks,
+    inside_boxes,
+    shrink_masks,
+    to_grid,
+    to_pixels,
+)
 
 
 def test_a_mask_is_the_sum_of_its_prototypes():
@@ -38,6 +49,15 @@ def test_a_smaller_image_lies_in_the_corner_of_the_grid():
     assert torch.equal(on_grid[0], expected)
 
 
+@pytest.mark.parametrize("size", [(16, 24), (15, 22), (13, 25), (1, 2)])
+def test_shrunk_masks_are_interpolated_with_empty_borders(size):
+    masks = torch.rand(5, *size) < 0.5
+    padded = F.pad(masks, (0, 28 - size[1], 0, 16 - size[0]))
+    means = F.interpolate(padded[None].float(), scale_factor=0.25, mode="bilinear")[0]
+    assert torch.equal(shrink_masks(masks, (4, 7)), means >= 0.5)
+    assert shrink_masks(masks[:0], (4, 7)).shape == (0, 4, 7)
+
+
 @pytest.mark.parametrize("size", [(40, 60), (33, 100), (7, 5)])
 def test_pixels_are_bilinear_and_above_one_half(size):
     probabilities = torch.rand(4, 10, 15)
@@ -46,6 +66,15 @@ def test_pixels_are_bilinear_and_above_one_half(size):
     assert torch.equal(found, expected > 0.5)
     flat = torch.full((1, 10, 15), 0.5)  # where all prototypes are 0 there is no mask
     assert not to_pixels(flat, (20, 30), (20, 30), size).any()
+
+
+@pytest.mark.parametrize("size", [(30, 40), (45, 33), (7, 5)])
+def test_pixels_by_way_of_the_extent_are_interpolated_twice(size):
+    probabilities = torch.rand(5, 8, 16)
+    larger = F.interpolate(probabilities[None], (32, 64), mode="bilinear")[:, :, :30, :50]
+    expected = F.interpolate(larger, size, mode="bilinear")[0] > 0.5
+    found = to_pixels(probabilities, (32, 64), (30, 50), size, via_extent=True)
+    assert torch.equal(found, expected)
 
 
 def test_pixels_of_a_padded_image_are_those_of_its_share_of_the_grid():
@@ -64,7 +93,30 @@ def test_nothing_to_resize():
 def test_many_masks_are_resized_in_parts(monkeypatch):
     monkeypatch.setattr("rs_d2.ops.masks._PIXELS_AT_ONCE", 50 * 50)
     probabilities, masks = torch.rand(5, 8, 8), torch.rand(5, 50, 50) > 0.5
-    parts = to_pixels(probabilities, (8, 8), (8, 8), (50, 50)), to_grid(masks, (50, 50), (8, 8))
+
+    def resized():
+        to = partial(to_pixels, probabilities, (8, 8), (8, 8), (50, 50))
+        return to(), to(via_extent=True), to_grid(masks, (50, 50), (8, 8))
+
+    parts = resized()
     monkeypatch.undo()
-    whole = to_pixels(probabilities, (8, 8), (8, 8), (50, 50)), to_grid(masks, (50, 50), (8, 8))
+    whole = resized()
     assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
+
+
+def test_many_masks_need_the_memory_of_a_few(monkeypatch):
+    monkeypatch.setattr("rs_d2.ops.masks._PIXELS_AT_ONCE", 1 << 14)
+    probabilities = torch.rand(100, 16, 16)
+    for way in (True, False):
+        resize = partial(to_pixels, probabilities, (64, 64), (60, 64), (120, 128), via_extent=way)
+        assert count_operations(resize).largest_bytes == 100 * 120 * 128  # the result, bytes
+
+
+def test_boxes_reach_around_the_last_pixels():
+    masks = torch.rand(20, 9, 13) < 0.03
+    masks = torch.cat([masks[masks.flatten(1).any(1)], torch.ones(1, 9, 13, dtype=torch.bool)])
+    expected = masks_to_boxes(masks) + torch.tensor([0.0, 0, 1, 1])
+    assert torch.equal(boxes_of_masks(masks), expected)
+    empty = torch.zeros(2, 9, 13, dtype=torch.bool)
+    assert torch.equal(boxes_of_masks(empty), torch.zeros(2, 4))
+    assert boxes_of_masks(empty[:0]).shape == (0, 4)

@@ -20,12 +20,14 @@ from rs_d2.utils.errors import UserError
 
 NAMES = tuple(f"thing {i}" for i in range(30))
 HEIGHT, WIDTH = 60, 80
-# One of each family: two stages, a cascade, dense; and baselines with cross-entropy and focal loss.
+# One of each family: two stages, a cascade, dense, masks without boxes; and baselines with
+# cross-entropy and focal loss.
 FAMILIES = (
     "quick/rs_mask_rcnn_own_data",
     "quick/rs_cascade_rcnn_own_data",
     "quick/rs_atss_digits",
     "quick/paa_digits",
+    "quick/rs_solov2_digits",
 )
 
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rs_d2.criterion.candidates import Candidates
-from rs_d2.criterion.negatives import VERIFIED_FIELD, verified_negatives
 from rs_d2.modeling.build import has_quality_branch
 from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.head import DenseHead
@@ -299,8 +298,6 @@ class AnchorDenseDetector(RSDenseDetector):
     ) -> Candidates:
         """The record of all anchors of the batch; ``matched`` is [N, A]."""
         starts = [0, *accumulate(len(instances) for instances in gt_instances)][:-1]
-        verified = [x.get_fields().get(VERIFIED_FIELD) for x in gt_instances]
-        counts = [matched.shape[1]] * len(gt_instances)
         objects = (matched + matched.new_tensor(starts)[:, None]).flatten()
         matched = matched.flatten()
         positives = (matched >= 0).nonzero().squeeze(1)
@@ -320,8 +317,6 @@ class AnchorDenseDetector(RSDenseDetector):
             anchors=anchors,
             encode=self.box2box_transform.get_deltas,
             objects=objects,
-            **verified_negatives(verified, counts, self.num_classes),
-            num_images=len(gt_instances),
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from rs_d2.criterion.candidates import Candidates
 from rs_d2.criterion.criterion import Criterion
 from rs_d2.criterion.names import name_losses
+from rs_d2.criterion.negatives import VERIFIED_FIELD, verified_negatives
 from rs_d2.modeling.build import build_dense_criterion
 from rs_d2.modeling.dense.predictions import HeadOutputs
 from rs_d2.utils.d2_compat import put_scalar
@@ -32,9 +34,13 @@ class RSDenseDetector(DenseDetector, ABC):
 
     Attributes:
         may_have_background: logits may have a column for the background, of a softmax.
+        has_image_masks: detections have masks that span the image.
+        mask_stride: pixels of the padded image per pixel of these; 0 if there is no such number.
     """
 
     may_have_background: ClassVar[bool] = False
+    has_image_masks = False
+    mask_stride: ClassVar[int] = 0
 
     @configurable
     def __init__(
@@ -111,6 +117,8 @@ class RSDenseDetector(DenseDetector, ABC):
     ) -> Candidates:
         """All that the head scored in a batch, which of it are positives, and what these predict.
 
+        Image after image, as many of each; :meth:`forward_training` adds what follows from that.
+
         Args:
             images: the batch.
             features: per level [N, C, H, W].
@@ -128,6 +136,13 @@ class RSDenseDetector(DenseDetector, ABC):
         """Losses of the batch under their final names; arguments as :meth:`candidates`."""
         candidates = self.candidates(images, features, predictions, gt_instances)
         num_images = len(gt_instances)
+        verified = [each.get_fields().get(VERIFIED_FIELD) for each in gt_instances]
+        counts = [len(candidates.gt_classes) // num_images] * num_images
+        candidates = replace(
+            candidates,
+            num_images=num_images,
+            **verified_negatives(verified, counts, self.num_classes),
+        )
         put_scalar("dense/num_pos_anchors", len(candidates.positives) / num_images)
         put_scalar(
             "dense/num_neg_anchors",

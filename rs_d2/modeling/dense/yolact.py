@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import build_anchor_generator
-from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from rs_d2.criterion.balancing import BALANCERS
@@ -27,7 +27,7 @@ from rs_d2.criterion.tasks import Task, semantic_task
 from rs_d2.modeling.anchor_generator import SpanningAnchorGenerator
 from rs_d2.modeling.build import build_dense_criterion, build_mask_task
 from rs_d2.modeling.dense.anchor_detector import AnchorDenseDetector, Regions
-from rs_d2.modeling.dense.image_masks import ImageMasks
+from rs_d2.modeling.dense.image_masks import ImageMasks, gt_bitmaps
 from rs_d2.modeling.dense.predictions import HeadOutputs, Predictions
 from rs_d2.modeling.dense.yolact_head import YOLACTHead
 from rs_d2.ops.fast_nms import fast_nms
@@ -128,7 +128,7 @@ class YOLACT(AnchorDenseDetector):
         counts = image_of.bincount(minlength=len(prototypes)).tolist()
         logits = torch.cat([*map(assemble, coefficients.split(counts), prototypes)])
         inside = inside_boxes(candidates.gt_boxes, extent, grid)
-        gt_masks = torch.cat([_gt_masks(i, extent, grid) for i in gt_instances])
+        gt_masks = torch.cat([to_grid(gt_bitmaps(i), extent, grid) for i in gt_instances])
         candidates = replace(
             candidates,
             mask_logits=logits.masked_fill(~inside, OUTSIDE),
@@ -175,19 +175,9 @@ def _extent(images: ImageList) -> Sequence[int]:
     return images.tensor.shape[-2:]
 
 
-def _gt_masks(instances: Instances, extent: Sequence[int], grid: Sequence[int]) -> Tensor:
-    """[G, *grid] bool: an image's objects on a grid; an image without objects may lack masks."""
-    if len(instances) == 0:
-        return instances.gt_classes.new_zeros(0, *grid, dtype=torch.bool)
-    masks = instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    return to_grid(masks.tensor.to(instances.gt_classes.device), extent, grid)
-
-
 def _gt_semantic(instances: Instances, extent: Sequence[int], logits: Tensor) -> Tensor:
     """[K, H, W] bool: the classes of an image's pixels on the grid of the logits [N, K, H, W]."""
     _, num_classes, *grid = logits.shape
-    masks = _gt_masks(instances, extent, grid)
+    masks = to_grid(gt_bitmaps(instances), extent, grid)
     counts = torch.zeros(num_classes, *grid, dtype=torch.int32, device=logits.device)
     return counts.index_add_(0, instances.gt_classes, masks.int()) > 0
