@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 from rs_d2.coco.checks import printable
 from rs_d2.coco.image_files import reason_of
 from rs_d2.coco.pixels import open_image
+from rs_d2.utils.d2_compat import keep_a_pixel
 from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
@@ -123,23 +124,3 @@ class ImageMapper(DatasetMapper):
             self._transform_annotations(entry, transforms, size)
             self.instance_mask_format = usual
         return entry
-
-
-def keep_a_pixel(augmentation: T.Augmentation) -> T.Augmentation:
-    """The augmentation; in place of Detectron2's resizing, one that leaves at least a pixel.
-
-    An image of 8000 x 20 pixels shrunk to a long side of 96 is 96 x 0.24: that is 96 x 1 here.
-    """
-    if type(augmentation) is not T.ResizeShortestEdge:
-        return augmentation
-    kept = _ResizeShortestEdge.__new__(_ResizeShortestEdge)
-    kept.__dict__.update(augmentation.__dict__)
-    return kept
-
-
-class _ResizeShortestEdge(T.ResizeShortestEdge):
-    def get_transform(self, image: np.ndarray) -> Any:
-        transform = super().get_transform(image)
-        if isinstance(transform, T.ResizeTransform):
-            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
-        return transform

@@ -6,9 +6,11 @@ Nothing here imports Detectron2 at module level, so the pure half of the package
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,27 @@ def silence_torch() -> None:
     """Silence two remarks of torch about Detectron2's code that no user can act on."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA_HOME on a CPU
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+
+def keep_a_pixel(augmentation: Any) -> Any:
+    """The augmentation; in place of Detectron2's resizing, one that leaves at least a pixel.
+
+    An image of 8000 x 20 pixels shrunk to a long side of 96 is 96 x 0.24: that is 96 x 1 here.
+    """
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    if type(augmentation) is not ResizeShortestEdge:
+        return augmentation
+    kept = copy.copy(augmentation)
+    kept.get_transform = partial(_resize_to_a_pixel_or_more, augmentation)
+    return kept
+
+
+def _resize_to_a_pixel_or_more(resize: Any, image: np.ndarray) -> Any:
+    transform = resize.get_transform(image)
+    if hasattr(transform, "new_h"):  # a size of 0 asks for none
+        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+    return transform
 
 
 def put_scalar(name: str, value: float) -> None:
