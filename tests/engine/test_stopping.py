@@ -208,7 +208,11 @@ def test_later_checkpoints_of_an_earlier_run_are_left_alone(copied):
     assert resumable_checkpoint(copied / "out").path.name == "model_0000005.pth"
 
 
-@pytest.mark.parametrize("tag", [b"", b"  \n", b"\x80\x00\xff", b"model\x00.pth", b"a\nb"])
+BROKEN_TAGS = [b"", b"  \n", b"\x80\x00\xff", b"model\x00.pth", b"a\nb", b"x" * 5000]
+OUTSIDE = [b"../out/model_final.pth", b"/dev/zero", b"."]
+
+
+@pytest.mark.parametrize("tag", [*BROKEN_TAGS, *OUTSIDE])
 def test_a_broken_tag_is_one_line(copied, tag):
     (copied / "out" / "last_checkpoint").write_bytes(tag)
     found = resumable_checkpoint(copied / "out")
