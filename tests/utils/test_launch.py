@@ -15,7 +15,7 @@ from torch import nn
 
 pytest.importorskip("detectron2")
 
-from rs_d2.utils import d2_compat, launch
+from rs_d2.utils import children, d2_compat, launch
 from rs_d2.utils.children import ProcessFailed
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.place import Place
@@ -96,6 +96,22 @@ def test_a_killed_process_ends_all_and_is_named(tmp_path):
         launch.launch(act, 2, args=({1: "killed"}, str(tmp_path)), left=what_is_left)
     assert error.value.exit_code == 1
     assert gone(tmp_path)
+
+
+def test_a_process_that_dies_while_it_is_looked_at_is_named():
+    class Dying:
+        """Alive at the first look, dead at the second."""
+
+        pid = 7
+        sentinel = os.open("/dev/null", os.O_RDONLY)
+        looks = iter([None])
+        exitcode = property(lambda self: next(self.looks, -signal.SIGKILL))
+
+    both = children.Children([], complain, ())
+    both._processes, both._places = [Dying()], [Place(1, 2, 1, 2, "tcp://127.0.0.1:1")]
+    with pytest.raises(ProcessFailed, match=r"rank 1 of 2 \(process 7\) was ended by SIGKILL"):
+        both.join(None)
+    os.close(Dying.sentinel)
 
 
 @no_gpu
