@@ -396,6 +396,13 @@ def test_a_base_that_would_never_end_is_refused(base, tmp_path):
         load_config(str(tmp_path / "x.yaml"), [])
 
 
+def test_a_file_far_too_long_for_a_config_is_refused_unread(tmp_path):
+    with (tmp_path / "x.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"x\.yaml is no config: it has more than 1000000 char"):
+        load_config(str(tmp_path / "x.yaml"), [])
+
+
 @pytest.mark.parametrize("text", ["x" * 5, b"\xff\xfe\x00", "ab\0c"], ids=["none", "bytes", "zero"])
 def test_a_base_that_cannot_be_read_is_named(text, tmp_path):
     raw = text if isinstance(text, bytes) else b'_BASE_: "' + text.encode() + b'.yaml"'

@@ -173,7 +173,8 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             lines += speed.plot(places, values, "s--", color=color, label=label)
     speed.set_ylim(bottom=0)
     axes.legend(handles=lines, frameon=False, loc="lower left")
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
 def _number(value: Any) -> Any:

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.errors import UserError
 
+_DEEPEST, _MOST_CONTAINERS = 100, 300_000
+_LARGEST_EXPANDED = 1 << 24  # numbers of a tensor that stores fewer
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # torch's word for a class that is not on its list
 
 
@@ -38,8 +41,12 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} does not exist" if not Path(path).exists() else f"{path}: no file")
     try:
         _refuse_tar(path)
-        mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+        is_zip = zipfile.is_zipfile(path)  # files of torch before 1.6 are not
+        if is_zip:
+            _refuse_packed(path)
+        mmap = mmap and is_zip
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        _check_contained(content)
     except pickle.UnpicklingError as error:
         named = _REFUSED.search(str(error))
         if named is None:
@@ -80,6 +87,42 @@ def read_pickle(path: str | Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint (it holds a {type(content).__name__})")
     return content
+
+
+def _refuse_packed(path: str | Path) -> None:
+    """Refuse a zip file that grows when it is read; torch never packs what it stores."""
+    with zipfile.ZipFile(path) as file:
+        size = sum(each.file_size for each in file.infolist())
+    if size > Path(path).stat().st_size:
+        raise UserError(f"{path} is not a checkpoint (packed: it would grow to {size} bytes)")
+
+
+def _check_contained(content: Any) -> None:
+    """Check that a content is no larger than its file, which any look at all of it would bring out.
+
+    Raises:
+        ValueError: Containers within containers without end, or tensors with more numbers than
+            are stored, or with none that could be compared.
+    """
+    stack, seen = [(content, 0)], 0
+    while stack:
+        value, depth = stack.pop()
+        seen += 1
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                raise ValueError(f"a tensor of the kind {value.layout}, {value.device}")
+            stored = value.untyped_storage().nbytes() // value.element_size()
+            if value.numel() > max(stored, _LARGEST_EXPANDED):
+                raise ValueError(f"a tensor of {value.numel()} numbers, {stored} of them stored")
+        elif isinstance(value, (dict, list, tuple, set)):
+            if depth > _DEEPEST or seen > _MOST_CONTAINERS:
+                raise ValueError("containers in containers without end")
+            inner = value.values() if isinstance(value, dict) else value
+            stack += [
+                (each, depth + 1)
+                for each in inner
+                if isinstance(each, (Tensor, dict, list, tuple, set))
+            ]
 
 
 def _refuse_tar(path: str | Path) -> None:

@@ -13,6 +13,7 @@ from rs_d2.checkpoint.files import read_checkpoint
 from rs_d2.utils.errors import UserError
 
 TAG = "last_checkpoint"  # Detectron2's file that holds the name
+_LONGEST_NAME = 255  # bytes
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
@@ -24,12 +25,17 @@ class Resumable(NamedTuple):
 
 
 def tagged_checkpoint(folder: str | Path) -> Path | None:
-    """The file that ``last_checkpoint`` names, there or not; None without such a name."""
+    """The file that ``last_checkpoint`` names, there or not; None without a name in the folder."""
+    tag = Path(folder) / TAG
     try:
-        name = (Path(folder) / TAG).read_bytes().decode().strip()
+        if not tag.is_file():  # a pipe would be waited for
+            return None
+        with tag.open("rb") as file:
+            name = file.read(_LONGEST_NAME + 2).decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return Path(folder) / name if name and name.isprintable() else None
+    is_name = name.isprintable() and Path(name).name == name and len(name.encode()) <= _LONGEST_NAME
+    return Path(folder) / name if name and is_name else None
 
 
 def resumable_checkpoint(folder: str | Path) -> Resumable | None:
@@ -67,8 +73,10 @@ def resumable_checkpoint(folder: str | Path) -> Resumable | None:
 def not_finite(values: Any, name: str = "") -> Iterator[str]:
     """Names of the tensors with a NaN or an infinite value, in nested mappings and sequences."""
     if isinstance(values, Tensor):
-        if values.is_floating_point() and not values.isfinite().all():
-            yield name
+        if values.is_floating_point():
+            wide = values.float() if values.element_size() == 1 else values  # no 8 bits in torch
+            if not wide.isfinite().all():
+                yield name
     elif isinstance(values, Mapping):
         for key, value in values.items():
             yield from not_finite(value, f"{name}.{key}" if name else str(key))

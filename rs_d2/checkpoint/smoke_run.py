@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from rs_d2.criterion.balancing import Balancer
+from rs_d2.utils.d2_compat import our_resizing
 from rs_d2.utils.errors import UserError
 
 
@@ -62,9 +63,9 @@ def detect_on_cpu(cfg: CfgNode, state: Mapping[str, Tensor], image: np.ndarray) 
     _watch(model)
     height, width = image.shape[:2]
     size = cfg.INPUT.MIN_SIZE_TEST
-    resize: transforms.Augmentation = transforms.Resize((size, size))
-    if not cfg.INPUT.SQUARE:
-        resize = transforms.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+    resize = our_resizing(
+        transforms.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST), cfg.INPUT.SQUARE
+    )
     resized = resize.get_transform(image).apply_image(image)
     tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
     with torch.no_grad():

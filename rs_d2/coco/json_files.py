@@ -23,8 +23,11 @@ def read_json(path: Path) -> Any:
     `RS_D2_MAX_JSON_BYTES` sets another limit.
 
     Raises:
-        UserError: The file cannot be read, is not json, or holds more than that.
+        UserError: The file cannot be read, is not json, holds more than that, or is a pipe, which
+            would be waited for.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'a pipe or device'}, no file")
     try:
         return json.loads(_unpack(path) if path.suffix == ".gz" else path.read_bytes())
     except FileNotFoundError:

@@ -23,6 +23,7 @@ class SafeCfgNode(CfgNode):
         return read_config_file(filename)
 
 
+_LONGEST = 1_000_000  # characters of a file
 _MOST_NODES = 100_000  # values in a file, those that aliases repeat counted each time
 
 
@@ -111,10 +112,13 @@ def read_config_file(path: str, including: tuple[str, ...] = ()) -> dict[str, An
         raise UserError(f"{path} is no regular file")
     try:
         with CfgNode._open_cfg(path) as file:
-            content = parse_yaml(file.read(), path)
+            text = file.read(_LONGEST + 1)
     except (OSError, ValueError) as error:  # the second: not UTF-8, a zero in the name
         by = f", a base of {including[-1]}" if including else ""
         raise UserError(f"{path}{by} cannot be read ({error})") from error
+    if len(text) > _LONGEST:
+        raise UserError(f"{path} is no config: it has more than {_LONGEST} characters")
+    content = parse_yaml(text, path)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from rs_d2.coco.pixels import open_image
 from rs_d2.criterion.negatives import VERIFIED_FIELD, VerifiedClasses
 from rs_d2.data.augmentation import ssd_augmentations
 from rs_d2.data.federated import ABSENT, class_of_category, key_that_asks, verified_classes
+from rs_d2.utils.d2_compat import our_resizing
 from rs_d2.utils.errors import UserError
 
 _logger = logging.getLogger(__name__)
@@ -182,37 +182,3 @@ def _boxes_of(notes: list[dict[str, Any]]) -> np.ndarray:
     """[n, 4], XYXY, pixels."""
     boxes = [BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYXY_ABS) for each in notes]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def our_resizing(augmentation: T.Augmentation, square: bool) -> T.Augmentation:
-    """The augmentation; in place of Detectron2's resizing, one that leaves at least a pixel.
-
-    An image of 8000 x 20 pixels shrunk to a long side of 96 is 96 x 0.24: that is 96 x 1 here.
-
-    Args:
-        augmentation: any.
-        square: images become squares of the short side that they would have got.
-    """
-    if type(augmentation) is not T.ResizeShortestEdge:
-        return augmentation
-    kind = _ResizeToSquare if square else _ResizeShortestEdge
-    ours = kind.__new__(kind)
-    ours.__dict__.update(augmentation.__dict__)
-    return ours
-
-
-class _ResizeToSquare(T.ResizeShortestEdge):
-    def get_transform(self, image: np.ndarray) -> Any:
-        self.max_size = sys.maxsize
-        transform = super().get_transform(image)
-        if isinstance(transform, T.ResizeTransform):
-            transform.new_h = transform.new_w = min(transform.new_h, transform.new_w)
-        return transform
-
-
-class _ResizeShortestEdge(T.ResizeShortestEdge):
-    def get_transform(self, image: np.ndarray) -> Any:
-        transform = super().get_transform(image)
-        if isinstance(transform, T.ResizeTransform):
-            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
-        return transform

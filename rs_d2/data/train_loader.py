@@ -6,12 +6,14 @@ augmentation draws. To start at any batch, no image of those before it is loaded
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
+from multiprocessing.connection import wait
 from typing import Any
 
 from torch import Generator, Tensor
@@ -85,7 +87,7 @@ class TrainLoader:
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=Generator(),  # else it would draw from the model's random numbers
         )
-        loaded = iter(images)
+        loaded = with_deaths_told(iter(images))
         while True:
             yield list(islice(loaded, self._batch_size))
 
@@ -104,6 +106,32 @@ def batches_of(
         if len(group) == batch_size:
             yield group[:]
             group.clear()
+
+
+def with_deaths_told(loaded: Iterator[Any]) -> Iterator[Any]:
+    """What the iterator of a ``DataLoader`` gives.
+
+    A worker that is killed while it hands an image over looks like a broken connection: torch,
+    which names deaths otherwise, may not have heard of this one yet.
+
+    Raises:
+        RuntimeError: A worker has died; in torch's words.
+    """
+    workers = multiprocessing.active_children()
+    while True:
+        try:
+            item = next(loaded)
+        except StopIteration:
+            return
+        except (OSError, EOFError) as error:
+            ended = wait([worker.sentinel for worker in workers], timeout=1)
+            dead = [str(worker.pid) for worker in workers if worker.sentinel in ended]
+            if not dead:
+                raise
+            raise RuntimeError(
+                f"DataLoader worker (pid(s) {', '.join(dead)}) exited unexpectedly"
+            ) from error
+        yield item
 
 
 class _MappedImages(Dataset):

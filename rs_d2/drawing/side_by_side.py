@@ -28,6 +28,7 @@ from rs_d2.coco.rle import to_rle
 from rs_d2.config import architecture_of
 from rs_d2.data.mapper import BadImage, ImageMapper
 from rs_d2.drawing.painter import MaskPart, class_color, paint, paint_instances
+from rs_d2.utils.atomic_write import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -97,10 +98,15 @@ def draw_images(
         _paint_objects(image, entry, class_names)
         pairs.append(_beside(image, right))
         files.append(folder / f"{len(files):02d}_{Path(entry['file_name']).stem}.png")
-        _with_titles(pairs[-1], titles).save(files[-1])
+        _save(_with_titles(pairs[-1], titles), files[-1])
     files.append(folder / "overview.png")
-    _sheet(pairs, titles).save(files[-1])
+    _save(_sheet(pairs, titles), files[-1])
     return files
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_write(path) as file:
+        picture.save(file, "PNG")
 
 
 def spread_images(dataset_dicts: Sequence[dict], count: int) -> list[dict]:

@@ -88,8 +88,14 @@ class TrainingCheckpointer(RSCheckpointer):
             self.logger.warning(f"--resume: {problem}; going on from {found.path.name}")
         content = read_checkpoint(found.path)
         state = content.get("trainer")
-        if not isinstance(state, dict) or not state.get("iteration", -1) >= 0:
+        iteration = state.get("iteration") if isinstance(state, dict) else None
+        if type(iteration) is not int or iteration < 0:
             raise UserError(f"--resume: {found.path} holds no state of a training")
+        if iteration + 1 >= self._cfg.SOLVER.MAX_ITER:
+            self.logger.warning(
+                f"--resume: nothing is left to train: {found.path.name} is of iteration"
+                f" {iteration}, SOLVER.MAX_ITER is {self._cfg.SOLVER.MAX_ITER}"
+            )
         self._check_same_model(content, found.path)
         rest = self.load(str(found.path), content=content)
         for name in self.unset:

@@ -101,7 +101,8 @@ class ImbalanceStatistics(HookBase):
         )
         if comm.is_main_process():
             finite = {name: value if value == value else None for name, value in ratios.items()}
-            self._path.write_text(json.dumps({**self._meter.names, **finite}, indent=1) + "\n")
+            with atomic_write(self._path, "w") as file:
+                file.write(json.dumps({**self._meter.names, **finite}, indent=1) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted of the interval."""

@@ -77,7 +77,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """None of a line that a dying machine left half written."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("iteration"), int) else None
 
@@ -134,4 +134,14 @@ class RecentScalars(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep what ``state_dict`` gave until the training begins."""
-        self._restored = state
+        self._restored = {
+            name: {
+                "values": [float(value) for value in scalar["values"]],
+                "iterations": [int(iteration) for iteration in scalar["iterations"]],
+                "smoothed": bool(scalar["smoothed"]),
+            }
+            for name, scalar in state.items()
+        }
+        for name, scalar in self._restored.items():
+            if len(scalar["values"]) != len(scalar["iterations"]):
+                raise ValueError(f"{name} has not one iteration for each value")

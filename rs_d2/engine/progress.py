@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from rs_d2.data.train_loader import with_deaths_told
 from rs_d2.utils.stopping import stop_if_asked
 from rs_d2.utils.terminal import is_live
 
@@ -98,10 +99,11 @@ class LoaderWithBar:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        loader = self._loader
+        loaded = with_deaths_told(iter(self._loader))
         if is_live():
-            loader = tqdm(loader, self._label, unit="im", leave=False, dynamic_ncols=True)
-        for batch in loader:
+            size = len(self._loader)
+            loaded = tqdm(loaded, self._label, size, unit="im", leave=False, dynamic_ncols=True)
+        for batch in loaded:
             stop_if_asked()  # an evaluation may take longer than a batch system waits
             yield batch
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from rs_d2.drawing.side_by_side import draw_predictions
 from rs_d2.evaluation import METRICS
+from rs_d2.utils.atomic_write import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -49,9 +50,10 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any]) -> None:
 
 
 def write_metrics(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Write results as json and return what was written: plain floats, ``None`` for no number."""
+    """Write results as json; returns what was written: plain floats, ``None`` for no number."""
     metrics = _plain(results)
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 

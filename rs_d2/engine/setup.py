@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from os import PathLike
@@ -29,6 +30,7 @@ from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, OwnData, count_epochs, use
 from rs_d2.engine.solver import check_batch, scale_solver
 from rs_d2.evaluation import METRICS
 from rs_d2.evaluation.build import EVALUATORS
+from rs_d2.utils.atomic_write import NotWritten, atomic_write
 from rs_d2.utils.cli import as_pairs
 from rs_d2.utils.d2_compat import silence_torch
 from rs_d2.utils.errors import UserError, did_you_mean
@@ -41,6 +43,7 @@ RUN_FILES = (  # what every run may write into its output folder, checkpoints as
     *("metrics.json", "train_log.jsonl", "model_best.json", "imbalance.json"),
     *("last_checkpoint", "log.txt"),
 )
+_RUN_FOLDERS = ("inference", "inference_TTA", "predictions", "training_images")
 # What the user can mend, of all that writing a file may fail of.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 # What an evaluation states beside METRICS, see Evaluation.summary.
@@ -99,7 +102,9 @@ def prepare(
     _check_data(cfg, eval_only)
     _check_best_metric(cfg)
     check_weights(cfg, resume=resume, eval_only=eval_only)
-    make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+    if not cfg.OUTPUT_DIR or "://" in cfg.OUTPUT_DIR or "\0" in cfg.OUTPUT_DIR:
+        raise UserError(f"OUTPUT_DIR: '{cfg.OUTPUT_DIR}' is no folder of this machine")
+    _check_folder(make_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR"))
     cfg.freeze()
     return cfg, notes
 
@@ -131,19 +136,28 @@ def output_folder(cfg: CfgNode) -> Iterator[None]:
         UserError: Another run has the folder, or it cannot be written (any more).
     """
     raises, logging.raiseExceptions = logging.raiseExceptions, False  # of a log file on a full disk
+    hook = threading.excepthook
+    # tensorboard's thread: what fails there is raised in the next call, too
+    threading.excepthook = lambda args: None if _is_no_room(args.exc_value) else hook(args)
     try:
         with locked_folder(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
             yield
+    except NotWritten as error:
+        raise UserError(f"{error}; {last_checkpoint_line(cfg.OUTPUT_DIR)}") from error
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if not _is_no_room(error) and Path(cfg.OUTPUT_DIR).is_dir():
             raise
         where = error.filename or cfg.OUTPUT_DIR
         raise UserError(
             f"{where} cannot be written ({error.strerror}); {last_checkpoint_line(cfg.OUTPUT_DIR)}"
         ) from error
     finally:
-        logging.raiseExceptions = raises
+        logging.raiseExceptions, threading.excepthook = raises, hook
         _close_full_logs()
+
+
+def _is_no_room(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> None:
@@ -161,7 +175,8 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
     text = own.read_bytes() if is_input else b""
     default_setup(cfg, found)
     if is_input:  # a run's own config, given again; Detectron2 has put this run's in its place
-        own.write_bytes(text)
+        with atomic_write(own) as file:
+            file.write(text)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rs_d2")
     if not {OWN_TRAIN, OWN_VAL}.intersection(DatasetCatalog.keys()):  # a process started anew
         OwnData.of(args).register()
@@ -171,6 +186,16 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
     place = getattr(args, "place", None)
     if place is not None and place.may_restart and not (args.resume or args.eval_only):
         set_last_aside(cfg.OUTPUT_DIR)
+
+
+def _check_folder(folder: Path) -> None:
+    """Check that nothing stands where a run would fail to write, or wait for ever, after days."""
+    for path in (folder / name for name in (*RUN_FILES, CONFIG_COPY)):
+        if path.is_dir() or path.is_fifo():
+            raise UserError(f"OUTPUT_DIR: {path} is a {'folder' if path.is_dir() else 'pipe'}")
+    for path in (folder / name for name in _RUN_FOLDERS):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"OUTPUT_DIR: {path} is no folder")
 
 
 def _check_outputs(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -141,3 +141,21 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_show, value))})"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Check that restored averages and momenta have the shapes of their parameters.
+
+    Raises:
+        UserError: One has not: the parameters stand in another order than when it was saved.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+                shape = getattr(state.get(name), "shape", parameter.shape)
+                if shape != parameter.shape:
+                    raise UserError(
+                        "--resume: the optimizer's state does not fit this config"
+                        f" ({name} of {list(shape)} for a parameter of {list(parameter.shape)})"
+                    )

@@ -45,7 +45,7 @@ from rs_d2.engine.nonfinite import (
     write_diagnosis,
 )
 from rs_d2.engine.progress import LoaderWithBar, TrainingProgress
-from rs_d2.engine.solver import build_optimizer
+from rs_d2.engine.solver import build_optimizer, check_optimizer_state
 from rs_d2.evaluation import build_evaluator
 from rs_d2.modeling.test_time_augmentation import GeneralizedRCNNWithTTA
 from rs_d2.report.run import report_of_run
@@ -78,8 +78,8 @@ class RSTrainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         if hasattr(loader, "image_counts"):  # else NEGATIVES sampled says what it misses
             set_image_counts(model, loader.image_counts)
-        num_images = getattr(loader, "num_images", None)  # unknown in a loader of the user's
-        set_epochs(model, num_images and -(-num_images // cfg.SOLVER.IMS_PER_BATCH))
+        self._num_images = getattr(loader, "num_images", None)  # unknown in a loader of the user's
+        set_epochs(model, self._num_images and -(-self._num_images // cfg.SOLVER.IMS_PER_BATCH))
         self._loader = Batches(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         loop = AMPLoop if cfg.SOLVER.AMP.ENABLED else Loop
@@ -110,8 +110,9 @@ class RSTrainer(DefaultTrainer):
         Raises:
             TrainingDiverged: A loss, gradient or weight is not finite.
             TrainingStopped: SIGTERM or SIGUSR1 has come; there is a checkpoint of this iteration.
-            UserError: A checkpoint cannot be written.
+            UserError: A checkpoint cannot be written, or the resumed one's optimizer does not fit.
         """
+        check_optimizer_state(self.optimizer)
         self._loader.start(self.seed, self.start_iter)
         with stop_signals():
             try:
@@ -161,6 +162,7 @@ class RSTrainer(DefaultTrainer):
             "seed": self.seed,
             "world_size": comm.get_world_size(),
             "batch": self.cfg.SOLVER.IMS_PER_BATCH,
+            "images": self._num_images,
             "skipped": self._skipped,
             "buffers": self._buffers,
         }
@@ -308,7 +310,14 @@ class RSTrainer(DefaultTrainer):
         return {**results, **{f"{name}_TTA": value for name, value in augmented.items()}}
 
     def _load_run(self, run: Mapping[str, Any]) -> None:
-        self.seed, self._skipped = run["seed"], run["skipped"]
+        self.seed, self._skipped = int(run["seed"]), int(run["skipped"])
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"the seed is {self.seed}")
+        if run.get("images", self._num_images) != self._num_images:
+            _logger.warning(
+                "--resume: %d training images before, %d now: the order is another one",
+                *(run["images"], self._num_images),
+            )
         here = comm.get_world_size(), self.cfg.SOLVER.IMS_PER_BATCH
         if (run["world_size"], run["batch"]) != here:
             _logger.warning(

@@ -32,6 +32,7 @@ from rs_d2.evaluation.evaluate import (
 )
 from rs_d2.evaluation.gathering import gather_detections
 from rs_d2.evaluation.instances import detections_of_instances
+from rs_d2.utils.atomic_write import atomic_write
 
 Report = Callable[[Path, Mapping[str, Evaluation]], object]
 
@@ -201,6 +202,6 @@ class ArrayEvaluator(DatasetEvaluator):
     def _save(self, detections: Detections) -> None:
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / f"{self.style}_instances_results.json"
-        with path.open("w") as file:
+        with atomic_write(path, "w") as file:
             json.dump(as_results(detections, self._ground_truth), file)
         _logger.info("results saved to %s", path)

@@ -25,8 +25,8 @@ from rs_d2.coco.pixels import open_image
 from rs_d2.config import lookup, num_classes_key, score_thresh_key
 from rs_d2.config.check import check_config
 from rs_d2.config.load import config_from_text, find_config, load_config, merge_pairs
-from rs_d2.data.mapper import our_resizing
 from rs_d2.utils.cli import as_pairs
+from rs_d2.utils.d2_compat import our_resizing
 from rs_d2.utils.errors import UserError
 
 ImageLike = str | PathLike | Image.Image | np.ndarray

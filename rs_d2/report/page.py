@@ -14,6 +14,7 @@ from rs_d2.report import figures, tables
 from rs_d2.report.class_counts import ClassCounts
 from rs_d2.report.per_class import write_per_class
 from rs_d2.report.worst_images import FOUND, MISSED, WRONG, draw, worst_images
+from rs_d2.utils.atomic_write import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ def write_report(
         write_per_class(folder / f"per_class_{task}.csv", evaluation, train_counts)
     path = folder / "report.html"
     root = None if image_root is None else Path(image_root)
-    path.write_text(
-        report_html(evaluations, title, root, train_counts, imbalance), encoding="utf-8"
-    )
+    page = report_html(evaluations, title, root, train_counts, imbalance)
+    with atomic_write(path, "w") as file:
+        file.write(page)
     _logger.info("report: %s", path)
     return path
 

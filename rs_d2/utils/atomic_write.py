@@ -13,6 +13,10 @@ from typing import IO, Any
 from rs_d2.utils.errors import UserError
 
 
+class NotWritten(UserError):
+    """A file cannot be written: the disk is full, the folder read-only or gone."""
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file to be written; it takes its name when the ``with`` block has ended well.
@@ -28,7 +32,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
         mode: "wb", or "w" for text in UTF-8.
 
     Raises:
-        UserError: The file cannot be written.
+        NotWritten: The file cannot be written.
     """
     target = Path(os.path.realpath(path))
     encoding = None if "b" in mode else "utf-8"
@@ -50,4 +54,4 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error})") from error
+        raise NotWritten(f"{path} cannot be written ({error.strerror or error})") from error

@@ -94,14 +94,15 @@ class Children:
         while running:
             # Not till a sentinel ends: loader workers that outlive their parent hold it open.
             wait([process.sentinel for process, _ in running], timeout=0.2)
-            for process, place in running:
-                code = process.exitcode
+            # read once: one that ends in between would be left out before it was looked at
+            codes = [process.exitcode for process, _ in running]
+            for (process, place), code in zip(running, codes, strict=True):
                 if code and code < 0 and self._first_signal is None:
                     self._first_signal = _signal_line(place, process.pid, -code)
                 if code and until is None:
                     grace = _GRACE_TO_SAVE if code in _BY_SIGNAL else _GRACE
                     until = time.monotonic() + grace
-            running = [pair for pair in running if pair[0].exitcode is None]
+            running = [pair for pair, code in zip(running, codes, strict=True) if code is None]
             if until is not None and time.monotonic() > until:
                 return
 

@@ -6,8 +6,10 @@ Nothing here imports Detectron2 at module level, so the pure half of the package
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -76,6 +78,35 @@ def silence_torch() -> None:
     """Silence two remarks of torch about Detectron2's code that no user can act on."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # CUDA_HOME on a CPU
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+
+
+def our_resizing(augmentation: Any, square: bool = False) -> Any:
+    """The augmentation; in place of Detectron2's resizing, one that leaves at least a pixel.
+
+    An image of 8000 x 20 pixels shrunk to a long side of 96 is 96 x 0.24: that is 96 x 1 here.
+
+    Args:
+        augmentation: any.
+        square: images become squares of the short side that they would have got.
+    """
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    if type(augmentation) is not ResizeShortestEdge:
+        return augmentation
+    upstream, ours = copy.copy(augmentation), copy.copy(augmentation)
+    if square:
+        upstream.max_size = sys.maxsize
+    ours.get_transform = partial(_resize, upstream, square)
+    return ours
+
+
+def _resize(upstream: Any, square: bool, image: np.ndarray) -> Any:
+    transform = upstream.get_transform(image)
+    if hasattr(transform, "new_h"):  # a size of 0 asks for none
+        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        if square:
+            transform.new_h = transform.new_w = min(transform.new_h, transform.new_w)
+    return transform
 
 
 def put_scalar(name: str, value: float) -> None:

@@ -118,9 +118,6 @@ def run_as_one_of_several(
     """
     if place.url != FROM_ENVIRONMENT or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
-    if place.url == FROM_ENVIRONMENT and threading.current_thread() is threading.main_thread():
-        # torchrun sends it as soon as another process is dead: not before that is told
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
     def tell_all(failure: Failure) -> None:
         tell(failure._replace(line=with_rest(failure.line, failure.exit_code, left)))
@@ -128,6 +125,9 @@ def run_as_one_of_several(
     watch = None
     try:
         store = _meet(place, start_timeout)
+        if place.url == FROM_ENVIRONMENT and threading.current_thread() is threading.main_thread():
+            # torchrun sends it as soon as another process is dead: not before that is told
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         watch = Watch(place, store, tell_all)
         with _process_group(place, store):
             main_func(*args)
@@ -156,6 +156,8 @@ def reason_of(error: BaseException) -> str | None:
         return f"out of memory ({text})" if text else "out of memory"
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in text:
         return f"a data-loader worker died ({text})"
+    if isinstance(error, RuntimeError) and text.startswith("Too many open files"):
+        return "too many open files (raise `ulimit -n`, or lower DATALOADER.NUM_WORKERS)"
     return None
 
 

@@ -72,7 +72,8 @@ def place_from_environment(environment: Mapping[str, str] | None = None) -> Plac
     if not found.get("LOCAL_WORLD_SIZE") and world > 1:
         raise UserError("LOCAL_WORLD_SIZE, the processes on this machine, is not set")
     num_local = _number(found, "LOCAL_WORLD_SIZE") if world > 1 else 1
-    _number(found, "MASTER_PORT")
+    if not 0 < _number(found, "MASTER_PORT") < 65536:
+        raise UserError(f"MASTER_PORT: {found['MASTER_PORT']} is no port")
     if not (rank < world and local_rank < num_local):
         raise UserError(
             f"RANK {rank} of WORLD_SIZE {world}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE"

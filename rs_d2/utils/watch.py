@@ -211,7 +211,8 @@ def end_process(exit_code: int, *before: Callable[[], None] | None) -> NoReturn:
             if call is not None:
                 call()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream is not None:  # of a program that was started without
+                stream.flush()
 
     talker = threading.Thread(target=last_words, daemon=True)
     talker.start()

@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,51 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_checkpoint({"a": lambda: None}, tmp_path / "x.pth")
     assert read_checkpoint(tmp_path / "x.pth") == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def nested(levels):
+    """Each level holds the one below twice: few objects, many ways to them."""
+    content = []
+    for _ in range(levels):
+        content = [content, content]
+    return content
+
+
+LARGER = {
+    "expanded": {"w": torch.zeros(1).expand(1 << 40)},
+    "overlapping": {"w": torch.zeros(1 << 14).as_strided((1 << 13, 1 << 13), (1, 1))},
+    "sparse": {"w": torch.eye(2).to_sparse()},
+    "meta": {"w": torch.empty(1 << 40, device="meta")},
+    "nested": {"w": nested(60)},
+    "deep": {"w": [nested(0)]},
+}
+for _ in range(200):
+    LARGER["deep"] = {"w": LARGER["deep"]}
+
+
+@pytest.mark.parametrize("kind", LARGER)
+def test_a_content_larger_than_its_file_is_refused(tmp_path, kind):
+    torch.save(LARGER[kind], tmp_path / "x.pth")
+    for mmap in (False, True):
+        with pytest.raises(UserError, match=r"x\.pth is not a checkpoint \((a tensor|containers)"):
+            read_checkpoint(tmp_path / "x.pth", mmap=mmap)
+
+
+def test_a_small_tensor_may_be_expanded(tmp_path):
+    torch.save({"w": torch.ones(1).expand(4, 4)}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth")["w"].sum() == 16
+
+
+def test_a_packed_file_is_refused(tmp_path):
+    torch.save({"w": torch.zeros(100)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name) + bytes(1 << 20))
+    with pytest.raises(UserError, match=r"x\.pth is not a checkpoint \(packed: it would grow"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x02]q\x00.", b"PK\x03\x04 broken"])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import tracemalloc
 
 import pytest
@@ -51,6 +52,13 @@ def test_any_unicode_encoding_is_read(tmp_path, encoding):
     path = tmp_path / "val.json"
     path.write_text(json.dumps(["Größe"], ensure_ascii=False), encoding=encoding)
     assert read_json(path) == ["Größe"]
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero", "."])
+def test_what_is_no_file_is_not_waited_for(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"no file$"):
+        read_json(tmp_path / path)
 
 
 def bomb(path, size):

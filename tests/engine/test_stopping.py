@@ -1,11 +1,8 @@
 """Signals, broken numbers, broken files and folders: one line, and a checkpoint that is good."""
 
-import json
 import os
 import shutil
 import signal
-import socket
-import threading
 
 import pytest
 import torch
@@ -23,7 +20,6 @@ from rs_d2.checkpoint.files import read_checkpoint
 from rs_d2.checkpoint.last import resumable_checkpoint, tagged_checkpoint
 from rs_d2.engine.progress import LoaderWithBar
 from rs_d2.utils.errors import UserError
-from rs_d2.utils.run_lock import LOCK, locked_folder
 from rs_d2.utils.stopping import TrainingStopped, stop_signals
 
 
@@ -212,7 +208,11 @@ def test_later_checkpoints_of_an_earlier_run_are_left_alone(copied):
     assert resumable_checkpoint(copied / "out").path.name == "model_0000005.pth"
 
 
-@pytest.mark.parametrize("tag", [b"", b"  \n", b"\x80\x00\xff", b"model\x00.pth", b"a\nb"])
+BROKEN_TAGS = [b"", b"  \n", b"\x80\x00\xff", b"model\x00.pth", b"a\nb", b"x" * 5000]
+OUTSIDE = [b"../out/model_final.pth", b"/dev/zero", b"."]
+
+
+@pytest.mark.parametrize("tag", [*BROKEN_TAGS, *OUTSIDE])
 def test_a_broken_tag_is_one_line(copied, tag):
     (copied / "out" / "last_checkpoint").write_bytes(tag)
     found = resumable_checkpoint(copied / "out")
@@ -320,81 +320,3 @@ def test_a_mistyped_metric_is_found_before_the_training(finished, tmp_path, metr
     with pytest.raises(UserError, match=f"^TEST.BEST_METRIC: {line}"):
         engine.prepare(config, options, data)
     engine.prepare(config, [*options, "TEST.BEST_METRIC", "bbox/oLRPs"], data)
-
-
-def test_a_folder_serves_one_run_at_a_time(tmp_path):
-    with locked_folder(tmp_path):
-        with pytest.raises(UserError, match=r"in use by process \d+ on .*run.lock"):
-            locked_folder(tmp_path).__enter__()
-        assert (tmp_path / LOCK).exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def lock_of(path, **changes):
-    with locked_folder(path):
-        content = json.loads((path / LOCK).read_text())
-    (path / LOCK).write_text(json.dumps({**content, **changes}))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"pid": 2**22 + 1}, {"pid": os.getppid(), "started": "other"}, {"host": "elsewhere"}],
-)
-def test_the_lock_of_a_dead_run_does_not_count(tmp_path, changes):
-    lock_of(tmp_path, **changes)
-    with locked_folder(tmp_path, beat=0.02):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    (tmp_path / LOCK).write_bytes(b"\x80")
-    with locked_folder(tmp_path):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_lives_on_another_machine_counts(tmp_path):
-    lock_of(tmp_path, host="elsewhere")
-    done = threading.Event()
-
-    def beat():
-        while not done.wait(0.02):
-            os.utime(tmp_path / LOCK)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        with pytest.raises(UserError, match="on elsewhere"):
-            locked_folder(tmp_path, beat=0.05).__enter__()
-    finally:
-        done.set()
-        thread.join()
-    assert socket.gethostname() != "elsewhere"
-
-
-@pytest.mark.parametrize("is_dead_lock_there", [True, False])
-def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path, is_dead_lock_there):
-    for number in range(30):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        if is_dead_lock_there:
-            lock_of(folder, pid=2**22 + 1)
-        assert winners(folder, 8) == 1
-        assert list(folder.iterdir()) == []
-
-
-def winners(folder, number):
-    start, end, got = threading.Barrier(number), threading.Barrier(number), []
-
-    def attempt():
-        start.wait()
-        try:
-            with locked_folder(folder):
-                got.append(1)
-                end.wait()
-        except UserError:
-            end.wait()
-
-    threads = [threading.Thread(target=attempt) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(got)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -246,6 +247,23 @@ def test_a_model_runs_under_augmentation(mask_cfg):
     found = output["instances"]
     assert len(found) == 20
     assert found.pred_masks.shape == (20, *SIZE)
+
+
+def test_views_are_detectron2s_but_of_at_least_a_pixel(mask_cfg):
+    stock, ours = (model.tta_mapper for model in augmented_models(mask_cfg))
+    picture = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    entry = {"image": picture, "height": 30, "width": 40}
+    boxes = np.array([[1.0, 2, 30, 25]])
+    for expected, view in zip(stock(entry), ours(entry), strict=True):
+        assert (view["image"] == expected["image"]).all()
+        moved = view["transforms"].apply_box(boxes)
+        assert moved == pytest.approx(expected["transforms"].apply_box(boxes))
+    ours.max_size = 96
+    long = {"image": picture[:, :1].repeat(1, 20, 125), "height": 20, "width": 8000}
+    for view in ours(long):
+        assert view["image"].shape == (3, 1, 96)
+        back = view["transforms"].inverse().apply_box(np.array([[0.0, 0, 96, 1]]))
+        assert back == pytest.approx(np.array([[0.0, 0, 8000, 20]]))
 
 
 def test_a_dense_head_returns_detectron2s_detections():

@@ -11,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
 
+from rs_d2 import add_rs_config
 from rs_d2.prediction.inputs import (
     Frame,
     Unreadable,
@@ -23,7 +24,9 @@ from rs_d2.utils.errors import UserError
 
 @pytest.fixture
 def prepare():
-    return InputMaker(get_cfg())
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    return InputMaker(cfg)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from rs_d2.utils.cli import ProgramParser, as_pairs, check_pairs, positive_int, run_program, stop
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.terminal import is_live
 
 
 def refuse():
@@ -83,3 +84,8 @@ def test_what_would_steer_a_terminal_is_shown_escaped(capsys):
     assert stop("error: \x1b]0;mine\x07 a\x9b31m\u202e\ud800 ünï 図", 2) == 2
     expected = "error: \\x1b]0;mine\\x07 a\\x9b31m\\u202e\\ud800 ünï 図\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_program_without_a_terminal_at_all_shows_no_bars(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)  # started with 2>&-
+    assert not is_live()

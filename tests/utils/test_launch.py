@@ -15,9 +15,10 @@ from torch import nn
 
 pytest.importorskip("detectron2")
 
-from rs_d2.utils import d2_compat, launch
+from rs_d2.utils import children, d2_compat, launch
 from rs_d2.utils.children import ProcessFailed
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.place import Place
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="processes without a GPU")
 
@@ -97,6 +98,22 @@ def test_a_killed_process_ends_all_and_is_named(tmp_path):
     assert gone(tmp_path)
 
 
+def test_a_process_that_dies_while_it_is_looked_at_is_named():
+    class Dying:
+        """Alive at the first look, dead at the second."""
+
+        pid = 7
+        sentinel = os.open("/dev/null", os.O_RDONLY)
+        looks = iter([None])
+        exitcode = property(lambda self: next(self.looks, -signal.SIGKILL))
+
+    both = children.Children([], complain, ())
+    both._processes, both._places = [Dying()], [Place(1, 2, 1, 2, "tcp://127.0.0.1:1")]
+    with pytest.raises(ProcessFailed, match=r"rank 1 of 2 \(process 7\) was ended by SIGKILL"):
+        both.join(None)
+    os.close(Dying.sentinel)
+
+
 @no_gpu
 def test_a_bug_keeps_its_traceback_and_names_the_process(tmp_path, capfd):
     line = r"^rank 0 of 2: ZeroDivisionError: a bug; model_0000009\.pth is left$"
@@ -157,6 +174,25 @@ def test_processes_that_never_come_are_named():
         launch.launch(complain, 1, 2, 0, url, args=("never",), start_timeout=1)
 
 
+@no_gpu
+def test_a_process_that_waits_for_the_others_can_be_ended(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    waiting = torch.multiprocessing.get_context("fork").Process(
+        target=launch.run_as_one_of_several,
+        args=(Place(0, 2, 0, 2, "env://"), complain, ("never",)),
+        kwargs={"tell": print, "start_timeout": 60},
+    )
+    waiting.start()
+    time.sleep(0.5)
+    waiting.terminate()
+    waiting.join(10)
+    ended = waiting.exitcode
+    waiting.kill()
+    assert ended == -signal.SIGTERM
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -177,6 +213,7 @@ def test_a_port_that_is_taken_is_named():
         (torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory. Tried"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "pid 7"),
         (FloatingPointError("loss is nan"), "loss is nan"),
+        (RuntimeError("Too many open files. Communication with"), "too many open files (raise"),
         (RuntimeError("Caught KeyError in DataLoader worker process 0."), None),
         (ZeroDivisionError("a bug"), None),
     ],

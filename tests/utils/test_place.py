@@ -55,6 +55,8 @@ def test_torchrun_with_one_process_needs_no_local_number():
         ({"RANK": "-1"}, "RANK: '-1' is not a number of at least 0"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is not a number"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT: 'http' is not a number"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT: 99999 is no port"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT: 0 is no port"),
         ({"RANK": "4"}, "RANK 4 of WORLD_SIZE 4, .*: a rank must be below"),
         ({"LOCAL_RANK": "2"}, "LOCAL_RANK 2 of LOCAL_WORLD_SIZE 2: a rank must be below"),
         ({"LOCAL_WORLD_SIZE": "3"}, "every machine must have as many processes"),
