@@ -313,10 +313,10 @@ class RSTrainer(DefaultTrainer):
         self.seed, self._skipped = int(run["seed"]), int(run["skipped"])
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"the seed is {self.seed}")
-        if run.get("images", self._num_images) != self._num_images:
+        images = run.get("images"), self._num_images
+        if None not in images and images[0] != images[1]:
             _logger.warning(
-                "--resume: %d training images before, %d now: the order is another one",
-                *(run["images"], self._num_images),
+                "--resume: %d training images before, %d now: the order is another one", *images
             )
         here = comm.get_world_size(), self.cfg.SOLVER.IMS_PER_BATCH
         if (run["world_size"], run["batch"]) != here:

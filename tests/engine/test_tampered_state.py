@@ -75,6 +75,11 @@ def test_other_data_and_nothing_to_train_are_told(finished, out, caplog):
     resumed(finished, out, "SOLVER.MAX_ITER", "6")
     told = [each.getMessage() for each in caplog.records]
     assert "--resume: 99 training images before, 13 now: the order is another one" in told
+    caplog.clear()
+    content["trainer"]["run"]["images"] = None  # of a loader of the user's, which has no number
+    torch.save(content, path)
+    resumed(finished, out)
+    assert not [each for each in caplog.records if "training images" in each.msg]
     nothing = "--resume: nothing is left to train: model_0000005.pth is of iteration 5"
     assert any(line.startswith(nothing) for line in told)
 
