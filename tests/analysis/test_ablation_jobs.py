@@ -70,3 +70,20 @@ def test_a_signal_ends_what_runs_and_keeps_what_has_ended(number, expected, do_r
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_while_a_process_starts_is_not_lost(do_runs, tmp_path, monkeypatch):
+    real = jobs._Process
+
+    def interrupted(run, *args):
+        process = real(run, *args)
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(jobs, "_Process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        do_runs("waits", side_by_side=1)
+    pid = tmp_path / "0" / "pid"
+    if pid.is_file():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)

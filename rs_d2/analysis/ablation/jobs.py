@@ -72,7 +72,8 @@ def do_runs(
         with _signals_as_exceptions():
             while waiting or active:
                 while waiting and free:
-                    active.append(_Process(waiting.pop(0), free.pop(0), threads))
+                    with _signals_held():
+                        active.append(_Process(waiting.pop(0), free.pop(0), threads))
                 time.sleep(_PAUSE)
                 for process in list(active):
                     has_ended = process.listen()
@@ -106,8 +107,7 @@ class _Process:
         self.process: BaseProcess = context.Process(
             target=work, args=(run, writer, slot, num_threads)
         )
-        with _without_interrupts():  # what is ignored here is ignored there
-            self.process.start()
+        self.process.start()
         writer.close()
 
     def listen(self) -> bool:
@@ -192,16 +192,27 @@ def _received(report: Connection) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, which reaches all processes of a terminal: this one ends its runs itself."""
+def _signals_held() -> Iterator[None]:
+    """Signals count after the block, when a process that is started in it is known.
+
+    Such a process never sees Ctrl-C, which reaches all processes of a terminal: this one ends it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    came: list[int] = []
+    held = (signal.SIGINT, *STOP_SIGNALS)
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in held}
+    # What is blocked here is blocked there; other threads of this process may still get it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            os.kill(os.getpid(), number)
 
 
 @contextmanager
