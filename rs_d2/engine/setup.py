@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -172,11 +173,8 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
     found = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     own = Path(cfg.OUTPUT_DIR) / CONFIG_COPY
     is_input = comm.is_main_process() and same_file(found.config_file, own)
-    text = own.read_bytes() if is_input else b""
-    default_setup(cfg, found)
-    if is_input:  # a run's own config, given again; Detectron2 has put this run's in its place
-        with atomic_write(own) as file:
-            file.write(text)
+    with _kept(own) if is_input else nullcontext():
+        default_setup(cfg, found)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rs_d2")
     if not {OWN_TRAIN, OWN_VAL}.intersection(DatasetCatalog.keys()):  # a process started anew
         OwnData.of(args).register()
@@ -186,6 +184,22 @@ def start_process(cfg: CfgNode, args: argparse.Namespace, notes: list[str]) -> N
     place = getattr(args, "place", None)
     if place is not None and place.may_restart and not (args.resume or args.eval_only):
         set_last_aside(cfg.OUTPUT_DIR)
+
+
+@contextmanager
+def _kept(own: Path) -> Iterator[None]:
+    """Keep a run's own config that is given again: Detectron2 would write this run's over it.
+
+    It gets a copy to read and to write over. Whatever happens, the file itself is not touched.
+    """
+    aside, text = own.with_name(f".{own.name}.given"), own.read_bytes()
+    os.replace(own, aside)
+    try:
+        with atomic_write(own) as file:
+            file.write(text)
+        yield
+    finally:
+        os.replace(aside, own)
 
 
 def _check_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from rs_d2 import add_rs_config
 from rs_d2.coco.pixels import open_image, upright_size
 from rs_d2.export.images import read
 from rs_d2.prediction.predictor import InputMaker
@@ -25,11 +26,13 @@ def test_16_bits_are_scaled_to_8_by_every_reader(tmp_path, name):
     path = deep(tmp_path / name)
     assert (read_image(str(path), "RGB") == 255).mean() > 0.9  # Detectron2's: nearly all white
     expected = np.round(VALUES / 257).astype(np.uint8)
+    cfg = get_cfg()
+    add_rs_config(cfg)
     for pixels in (
         np.asarray(open_image(path).convert("RGB")),
         np.asarray(open_image(Image.open(path)).convert("RGB")),
         read(path, "BGR"),
-        InputMaker(get_cfg()).read(path),
+        InputMaker(cfg).read(path),
     ):
         assert pixels.shape == (48, 64, 3)
         assert np.abs(pixels.astype(int) - expected[..., None]).max() <= 1
