@@ -32,6 +32,14 @@ def do_runs(tmp_path, monkeypatch):
     return do
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handling of it, which a program in the background starts without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_run_that_fails_or_dies_is_told_in_a_line_and_the_others_go_on(do_runs):
     runs, failures, lines = do_runs("fails", "works", "killed", "works")
     assert failures["0_fails"] == "failed: no such file: x.json"
@@ -51,7 +59,9 @@ def test_no_runs_are_no_work(do_runs):
 @pytest.mark.parametrize(
     ("number", "expected"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_a_signal_ends_what_runs_and_keeps_what_has_ended(number, expected, do_runs, tmp_path):
+def test_a_signal_ends_what_runs_and_keeps_what_has_ended(
+    number, expected, do_runs, tmp_path, ctrl_c
+):
     pid = tmp_path / "1" / "pid"
 
     def stop():
@@ -72,7 +82,7 @@ def test_a_signal_ends_what_runs_and_keeps_what_has_ended(number, expected, do_r
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_ctrl_c_while_a_process_starts_is_not_lost(do_runs, tmp_path, monkeypatch):
+def test_ctrl_c_while_a_process_starts_is_not_lost(do_runs, tmp_path, monkeypatch, ctrl_c):
     real = jobs._Process
 
     def interrupted(run, *args):
