@@ -6,6 +6,7 @@ import pickle
 import resource
 import sys
 import tarfile
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import nn
 from rs_d2.checkpoint.files import read_checkpoint, read_pickle
 from rs_d2.checkpoint.loading import RSCheckpointer
 from rs_d2.config.load import config_from_text, load_config
+from rs_d2.export import load
 from rs_d2.prediction.predictor import Predictor
 from rs_d2.utils.errors import UserError
 
@@ -417,3 +419,32 @@ def test_values_on_the_command_line_run_no_code_and_are_bounded():
         cfg(["SOLVER.MAX_ITER", "__import__('os').system('true')"])
     with pytest.raises(UserError, match=r"^SOLVER\.MAX_ITER"):
         cfg(["SOLVER.MAX_ITER", "-" * 100_000 + "1"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.save(x, 'F')",
+        "x.save('F')",
+        "torch.from_file('F', True, 4)",
+        "getattr(x, 'sa\\166e')('F')",
+        "ops.image.write_file('F', x)",
+    ],
+)
+def test_an_exported_model_that_reaches_files_is_refused_before_it_is_loaded(line, tmp_path):
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor):
+            return x + 77
+
+    plain, path, target = tmp_path / "plain.ts", tmp_path / "model.ts", tmp_path / "written"
+    torch.jit.script(Model()).save(str(plain))
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith(".py"):
+                evil = f"    {line}\n    return".replace("F", str(target))
+                content = content.replace(b"    return", evil.encode())
+            new.writestr(name, content)
+    with pytest.raises(UserError, match=r"model.ts is refused: '.*' in line \d+ of its"):
+        load(path)
+    assert not target.exists()

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an insta
 from rs_d2.utils.atomic_write import atomic_write
 from rs_d2.utils.cli import ProgramParser, positive_int, run_program
 from rs_d2.utils.errors import UserError
+from rs_d2.utils.outputs import check_outputs
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,9 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.train_json is None and args.val_json is None:
         raise UserError("give --train-json, --val-json or both")
-    given = {os.path.realpath(p) for p in (args.train_json, args.val_json) if p is not None}
-    if args.output is not None and os.path.realpath(args.output) in given:
-        raise UserError(f"--output: {args.output} would overwrite the json that is checked")
+    check_outputs((args.train_json, args.val_json), [("--output", args.output)])
     return args
 
 
@@ -82,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         )
         if json_file is not None
     ]
+    images = (path for check in checks for path in check.image_files)
+    check_outputs(images, [("--output", args.output)])
     if len(checks) == 2:
         checks[1].findings += compare_sets(*checks)
     print(as_text(checks).encode(errors="backslashreplace").decode())

@@ -37,13 +37,14 @@ _PASSES = 6  # problems of one table can hide those of the next
 class DatasetCheck:
     """What was found in a json and its images.
 
-    ``hashes``: [N, 256] bool of the images that were decoded and show something, by ``hashed``,
-    their labels.
+    ``image_files``: those that are there. ``hashes``: [N, 256] bool of the images that were decoded
+    and show something, by ``hashed``, their labels.
     """
 
     path: Path
     content: Any
     findings: list[Finding] = field(default_factory=list)
+    image_files: list[str] = field(default_factory=list)
     hashed: list[str] = field(default_factory=list)
     hashes: np.ndarray = field(default_factory=lambda: np.zeros((0, _HASH_SIDE**2), dtype=bool))
 
@@ -93,6 +94,7 @@ def check_dataset(
             check.findings.append(finding)
         elif path is not None:
             there.append((image, path, label(image, "images", index)))
+            check.image_files.append(path)
     hashes = []
     for (_, _, where), (findings, bits) in zip(
         there, _in_processes(partial(examine, decode=decode), there, num_jobs), strict=True

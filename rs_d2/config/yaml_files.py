@@ -108,17 +108,7 @@ def read_config_file(path: str, including: tuple[str, ...] = ()) -> dict[str, An
     if identity in including:
         loop = " -> ".join(map(os.path.basename, chain[including.index(identity) :]))
         raise UserError(f"{path} includes itself by {BASE_KEY} ({loop})")
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or device might never end
-        raise UserError(f"{path} is no regular file")
-    try:
-        with CfgNode._open_cfg(path) as file:
-            text = file.read(_LONGEST + 1)
-    except (OSError, ValueError) as error:  # the second: not UTF-8, a zero in the name
-        by = f", a base of {including[-1]}" if including else ""
-        raise UserError(f"{path}{by} cannot be read ({error})") from error
-    if len(text) > _LONGEST:
-        raise UserError(f"{path} is no config: it has more than {_LONGEST} characters")
-    content = parse_yaml(text, path)
+    content = parse_yaml(_read(path, f", a base of {including[-1]}" if including else ""), path)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -130,6 +120,30 @@ def read_config_file(path: str, including: tuple[str, ...] = ()) -> dict[str, An
         _merge(read_config_file(base, chain), merged, path)
     _merge(content, merged, path)
     return merged
+
+
+def read_own_lines(path: str) -> dict[str, Any]:
+    """What a config file itself holds, without the files that its ``_BASE_`` names.
+
+    Raises:
+        UserError: It cannot be read, or is no config.
+    """
+    content = parse_yaml(_read(path), path)
+    content.pop(BASE_KEY, None)
+    return content
+
+
+def _read(path: str, by: str = "") -> str:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or device might never end
+        raise UserError(f"{path} is no regular file")
+    try:
+        with CfgNode._open_cfg(path) as file:
+            text = file.read(_LONGEST + 1)
+    except (OSError, ValueError) as error:  # the second: not UTF-8, a zero in the name
+        raise UserError(f"{path}{by} cannot be read ({error})") from error
+    if len(text) > _LONGEST:
+        raise UserError(f"{path} is no config: it has more than {_LONGEST} characters")
+    return text
 
 
 def _merge(source: dict[str, Any], target: dict[str, Any], path: str, prefix: str = "") -> None:

@@ -56,7 +56,7 @@ class IterationLog(EventWriter):
         folder, before the iterations began anew, stay.
         """
         lines = self._path.read_bytes().splitlines() if self._path.is_file() else []
-        entries = [_parse(line) for line in lines]
+        entries = [parse_line(line) for line in lines]
         start, before = 0, -1
         for index, entry in enumerate(entries):
             iteration = before if entry is None else entry["iteration"]
@@ -73,7 +73,7 @@ class IterationLog(EventWriter):
                 file.writelines(line + b"\n" for line in kept)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """None of a line that a dying machine left half written."""
     try:
         entry = json.loads(line)

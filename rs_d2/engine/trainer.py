@@ -131,6 +131,11 @@ class RSTrainer(DefaultTrainer):
         bound_histories(self.storage)
         super().before_train()
 
+    def after_train(self) -> None:
+        """End at the iteration after the last, also where a resumed run had none left to do."""
+        self.iter = max(self.start_iter, min(self.iter, self.max_iter))
+        super().after_train()
+
     def run_step(self) -> None:
         """Do one iteration, or none where a number is not finite and ``ON_NONFINITE`` is skip."""
         seed_all(self.seed, comm.get_rank(), self.iter)

@@ -69,5 +69,5 @@ def read_about(text: str | None, filename: str) -> About:
         content = json.loads(text or "")
         about = About(**content)
         return about._replace(outputs=tuple(about.outputs), class_names=tuple(about.class_names))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{filename} was not written by tools/export_model.py") from error

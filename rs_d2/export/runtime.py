@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from os import PathLike
@@ -17,6 +18,14 @@ from rs_d2.export.about import ENTRY, IMAGE_MASKS, About, read_about
 from rs_d2.export.images import ImageLike
 from rs_d2.ops.masks import boxes_of_masks, to_pixels
 from rs_d2.utils.errors import UserError
+
+# In TorchScript: what reaches files; operators and classes of other libraries; names in disguise
+_REACHES_OUT = re.compile(
+    r"""\b(save|load|from_file|torch\s*\.\s*classes)\b
+    | (?<![\w.])ops\b (?!\.torchvision\. | \.prim\.(?!rpc))
+    | \bgetattr\b (?!\([\w.]+,[ ]"\w+"\))""",
+    re.VERBOSE,
+)
 
 SUFFIXES = {"torchscript": ".ts", "onnx": ".onnx", "torch": ".pth"}
 
@@ -130,6 +139,7 @@ def load(path: str | PathLike) -> Callable[[ImageLike], ExportedDetections]:
 def _load_script(path: Path) -> tuple[Graph, About]:
     import torchvision  # noqa: F401  registers its operators, which the graphs use
 
+    _check_script(path)
     extra = {ENTRY: ""}
     try:
         with warnings.catch_warnings():
@@ -145,6 +155,27 @@ def _load_script(path: Path) -> tuple[Graph, About]:
             return module(image)
 
     return graph, about
+
+
+def _check_script(path: Path) -> None:
+    """Refuse what would read or write files; a script's ``__setstate__`` runs as it is loaded."""
+    try:
+        with path.open("rb") as file:  # other formats have no source that could be read here
+            is_zip = file.read(4) == b"PK\x03\x04"
+        reader = torch._C.PyTorchFileReader(str(path)) if is_zip else None  # as torch.jit.load does
+        names = reader.get_all_records() if reader else ["model.json"]
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} is not a TorchScript file") from error
+    if "model.json" in names:  # of PyTorch before 1.4, where any entry may be source
+        raise UserError(f"{path} is not a TorchScript file")
+    for name in (name for name in names if name.lower().endswith(".py")):
+        source = reader.get_record(name).decode(errors="replace")
+        found = _REACHES_OUT.search(source)
+        if found:
+            line = source.count("\n", 0, found.start()) + 1
+            raise UserError(
+                f"{path} is refused: '{found[0]}' in line {line} of its {name} could reach files"
+            )
 
 
 def _load_onnx(path: Path) -> tuple[Graph, About]:

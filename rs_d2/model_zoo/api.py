@@ -56,7 +56,8 @@ def get_checkpoint_path(name: str) -> Path:
     name = _known(name)
     folder = zoo_folder()
     stem = folder / name
-    hashed = [path for path in stem.parent.glob("*.pth") if _hash_of(path, stem.name)]
+    files = (path for path in stem.parent.glob("*.pth") if path.is_file())
+    hashed = [path for path in files if _hash_of(path, stem.name)]
     if hashed:
         newest = max(hashed, key=lambda path: path.stat().st_mtime)
         found, expected = short_hash(newest), _hash_of(newest, stem.name)

@@ -147,13 +147,17 @@ def with_rest(line: str, exit_code: int, left: Callable[[], str] | None) -> str:
     return line if not rest or rest in line else f"{line}; {rest}"
 
 
-def _signal_line(place: Place, pid: int, number: int) -> str:
+def signal_name(number: int) -> str:
+    """Such as "SIGTERM"; real-time signals have only a number."""
     try:
-        name = signal.Signals(number).name
+        return signal.Signals(number).name
     except ValueError:
-        name = f"signal {number}"
+        return f"signal {number}"
+
+
+def _signal_line(place: Place, pid: int, number: int) -> str:
     why = ", perhaps because memory ran out" if number == signal.SIGKILL else ""
-    return f"{place} (process {pid}) was ended by {name}{why}"
+    return f"{place} (process {pid}) was ended by {signal_name(number)}{why}"
 
 
 def _received(report: Connection) -> Iterator[Failure]:

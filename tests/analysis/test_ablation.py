@@ -1,6 +1,7 @@
 """Comparisons of variants: what is read, what is trained, what is written."""
 
 import json
+import os
 
 import pytest
 from conftest import REPO
@@ -35,6 +36,30 @@ def test_of_a_file_its_own_model_lines_count(tmp_path):
     path.write_text("_BASE_: x.yaml\nMODEL:\n  RPN: {SAMPLER: random}\nSOLVER: {BASE_LR: 9.0}\n")
     assert variant_of(str(path)).row.name == "mine"
     assert variant_of(str(path)).pairs == ("MODEL.RPN.SAMPLER", "random")
+
+
+@pytest.mark.parametrize("content", ["MODEL: [1]", "MODEL: x"])
+def test_a_file_without_keys_below_model_is_one_line(content, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"--variant: .*mine.yaml: MODEL holds no keys"):
+        variant_of(str(path))
+    path.write_text("MODEL:")
+    assert variant_of(str(path)).pairs == ()
+
+
+def test_a_file_far_too_long_is_refused_unread(tmp_path):
+    with (tmp_path / "long.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="is no config"):
+        variant_of(str(tmp_path / "long.yaml"))
+
+
+def test_a_name_that_no_table_can_show_is_changed(tmp_path):
+    path = tmp_path / "a$\\frac$\n| x |\x1b[31m\udc80.yaml"
+    path.write_text("MODEL: {}")
+    row = variant_of(str(path)).row
+    assert row.name == row.labels[0] == "a__frac___ x ___31m_"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +231,42 @@ def test_runs_are_kept_skipped_and_not_mistaken(compared):
     assert did == [("plain", 2)]
     second = json.loads(next(out.glob("runs/plain-seed2-*/result.json")).read_text())
     assert second["order"] != results[0]["order"]
+
+
+def test_what_no_run_has_written_is_no_result_and_no_input_is_overwritten(compared):
+    run, did, out = compared
+    run(rows=["plain"])
+    (path,) = out.glob("runs/plain-*/result.json")
+    good = path.read_text()
+    for wrong in (
+        *({"metrics": None}, {"metrics": {"bbox/AP": 10**400}}, {"metrics": {"bbox/AP": "=1"}}),
+        *({"curve": ["x"]}, {"revision": None}, {"seconds": "x"}, {"seed": 2}),
+    ):
+        path.write_text(json.dumps({**json.loads(good), **wrong}))
+        with pytest.raises(KeyboardInterrupt):
+            run(rows=["plain"], stop=0)  # it would be done again
+    path.write_text("[" * 100_000)
+    (path.parent / "train_log.jsonl").write_text("rubbish\n[1]\n")
+    run(rows=["plain"])
+    assert did == [("plain", 1)]
+    assert json.loads(path.read_text())["metrics"] == json.loads(good)["metrics"]
+    annotations, image = out.parent / "train.json", out.parent / "images" / "0.png"
+    path.unlink()
+    path.symlink_to(annotations)
+    with pytest.raises(UserError, match=r"result.json would overwrite the input .*train.json"):
+        run(rows=["plain"])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"result.json is a folder, pipe or device"):
+        run(rows=["plain"])
+    (out / "final.png").unlink(missing_ok=True)
+    (out / "final.png").symlink_to(image)
+    with pytest.raises(UserError, match=r"final.png would overwrite the input .*0.png"):
+        run(rows=["plain"])
+    (out / "final.png").unlink()
+    os.mkfifo(out / "final.png")
+    with pytest.raises(UserError, match=r"final.png is a folder, pipe or device"):
+        run(rows=["plain"])
 
 
 @pytest.mark.parametrize(

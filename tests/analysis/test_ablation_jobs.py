@@ -41,12 +41,13 @@ def ctrl_c():
 
 
 def test_a_run_that_fails_or_dies_is_told_in_a_line_and_the_others_go_on(do_runs):
-    runs, failures, lines = do_runs("fails", "works", "killed", "works")
+    runs, failures, lines = do_runs(*("fails", "works", "killed", "works", "signalled"))
     assert failures["0_fails"] == "failed: no such file: x.json"
     assert failures["2_killed"].startswith("failed: ended by SIGKILL, perhaps because memory ran")
-    assert len(failures) == 2
+    assert failures["4_signalled"].startswith(f"failed: ended by signal {signal.SIGRTMIN + 2} (")
+    assert len(failures) == 3
     results = [run.result() for run in runs]
-    assert [result is None for result in results] == [True, False, True, False]
+    assert [result is None for result in results] == [True, False, True, False, True]
     assert {result["threads"] for result in results if result} == {2}  # four for two processes
     assert sum("bbox/AP 12.3 in 0:00:03" in line for line in lines) == 2
     assert lines[-1].endswith("(0 more, 0:00:00 left)")

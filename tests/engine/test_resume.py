@@ -57,6 +57,19 @@ def interrupted(cfg, monkeypatch, at_iteration=None, at_write=None, resume=True)
     return None
 
 
+def test_a_kill_after_the_last_iteration_leaves_no_trace(tmp_path, monkeypatch):
+    data = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", "6"]
+    whole = uninterrupted(tmp_path, "whole", *data)[1]
+    cfg = toy_config(tmp_path, tmp_path / "killed", *data)
+    trainer = toy_trainer(cfg)
+    trainer.train()
+    assert trainer.iter == 6
+    again = toy_trainer(cfg, resume=True)
+    again.train()  # the results of the final evaluation get its number
+    assert again.start_iter == again.iter == again.storage.iter == 6
+    assert log_lines(tmp_path / "killed") == whole
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("toy")

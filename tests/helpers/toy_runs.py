@@ -35,6 +35,8 @@ def work(run, report, slot, num_threads):
         sys.exit(1)
     if run.deed == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if run.deed == "signalled":
+        os.kill(os.getpid(), signal.SIGRTMIN + 2)  # a number without a name
     if run.deed == "waits":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         (run.folder / "pid").write_text(str(os.getpid()))

@@ -84,6 +84,15 @@ def test_a_file_with_a_hash_is_checked(folder):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_file_is_passed_over_and_not_waited_for(folder):
+    path = folder / f"{NAME}-deadbeef.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    path.with_name(f"{path.stem[:-8]}00000000.pth").symlink_to("nowhere")
+    with pytest.raises(UserError, match="no trained weights"):
+        model_zoo.get_checkpoint_path(NAME)
+
+
 def test_the_newest_file_is_taken_and_other_models_are_not(folder):
     for content, stem in ((b"old", "rs_mask_rcnn_digits"), (b"new", "rs_mask_rcnn_digits")):
         path = folder / "part"

@@ -43,6 +43,15 @@ def test_findings_end_with_1_and_are_written(data, capsys):
     assert run(data, name="train.fixed.json") == 0
 
 
+def test_no_image_is_overwritten(data, capsys):
+    image = data / "a.png"
+    before = image.read_bytes()
+    (data / "found.json").symlink_to(image)
+    assert run(data, "--output", data / "found.json") == 2
+    assert f"found.json would overwrite the input {image}" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
 def test_train_and_val_are_compared(data, capsys):
     (data / "val.json").write_text(json.dumps(coco()))
     assert run(data, "--val-json", data / "val.json", "--images") == 0
@@ -57,7 +66,10 @@ def test_train_and_val_are_compared(data, capsys):
         ([], "give --train-json, --val-json or both"),
         (["--train-json", "none.json"], "none.json: no such file"),
         (["--train-json", "train.json", "--train-images", "no"], "image folder no does not exist"),
-        (["--train-json", "train.json", "--output", "train.json"], "would overwrite the json"),
+        (
+            ["--train-json", "train.json", "--output", "train.json"],
+            "would overwrite the input train.json",
+        ),
         (["--train-json", "train.json", "--jobs", "0"], "0 is not at least 1"),
         (["--train-json", "broken.json"], "broken.json: not json"),
     ],

@@ -98,8 +98,11 @@ def ablate(
     for key in pairs[::2]:
         if key in _OWN_KEYS:
             raise UserError(f"{key} is set for every run: give {_OWN_KEYS[key]} instead")
-    inputs = [base, data.train_json, data.val_json]
-    check_outputs(inputs, [("--output", folder / name) for name in FILES.values()])
+    inputs = [base, data.train_json, data.val_json, *(variant.file for variant in variants)]
+    outputs = [("--output", folder / name) for name in FILES.values()]
+    check_outputs(inputs, outputs)
+    for path in (path for _, path in outputs if path.exists() and not path.is_file()):
+        raise UserError(f"--output: {path} is a folder, pipe or device")
     make_folder(folder, "--output")
     cfg, notes = engine.prepare(base, [*pairs, "OUTPUT_DIR", str(folder)], data)
     if not cfg.DATASETS.TEST:
@@ -108,6 +111,8 @@ def ablate(
         tell(note)
     with locked_folder(folder):
         work = _Work(table, folder, cfg, data, evaluations)
+        if any(path.exists() for _, path in outputs):
+            check_outputs(work.images, outputs)
         for variant in variants:
             for seed in range(1, seeds + 1):
                 work.plan(variant, seed)
@@ -134,7 +139,7 @@ class _Work:
         self, table: Table, folder: Path, cfg: CfgNode, data: engine.OwnData, evaluations: int
     ) -> None:
         self._table, self._folder, self._cfg, self._data = table, folder, cfg, data
-        self._digest, num_images = _look_at(cfg)
+        self._digest, num_images, self.images = _look_at(cfg)
         self._epoch = -(-num_images // cfg.SOLVER.IMS_PER_BATCH)
         self._evaluations = evaluations
         self.runs: list[Run] = []
@@ -187,17 +192,18 @@ class _Work:
         return summarize(row, results, failures, self._epoch)
 
 
-def _look_at(cfg: CfgNode) -> tuple[str, int]:
-    """A hash of the data sets' annotations, and the number of images that are trained on."""
+def _look_at(cfg: CfgNode) -> tuple[str, int, list[str]]:
+    """A hash of all annotations, the number of images that are trained on, the files of all."""
     found = hashlib.sha256()
-    num_images = 0
+    num_images, files = 0, []
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         dicts = DatasetCatalog.get(name)  # makes the digits, once for all runs
         if name in cfg.DATASETS.TRAIN:
             num_images += sum(bool(each["annotations"]) for each in dicts)
+        files += [each["file_name"] for each in dicts]
         json_file = MetadataCatalog.get(name).get("json_file")
         found.update(Path(json_file).read_bytes() if json_file else name.encode())
-    return found.hexdigest(), num_images
+    return found.hexdigest(), num_images, files
 
 
 def _about_line(about: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from rs_d2.analysis.ablation.runs import CONSOLE, Run, work
+from rs_d2.utils.children import signal_name
 from rs_d2.utils.stopping import STOP_SIGNALS
 from rs_d2.utils.terminal import is_live
 
@@ -131,7 +132,7 @@ class _Process:
             return f"failed: {self._failure}"
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
-            how = f"ended by {signal.Signals(-code).name}"
+            how = f"ended by {signal_name(-code)}"
             how += ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
         return f"failed: {how} (see {self.run.folder / CONSOLE})"
 

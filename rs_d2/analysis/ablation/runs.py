@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +21,16 @@ from detectron2.engine import HookBase
 
 from rs_d2 import engine
 from rs_d2.checkpoint.revision import code_revision
+from rs_d2.coco.json_files import read_json
 from rs_d2.config.load import config_from_text
 from rs_d2.criterion.imbalance import IMBALANCE_FILE
-from rs_d2.engine.iteration_log import ITERATION_LOG
+from rs_d2.engine.iteration_log import ITERATION_LOG, parse_line
 from rs_d2.engine.results import flat_metrics
 from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.errors import UserError
+from rs_d2.utils.folders import make_folder
 from rs_d2.utils.launch import reason_of
+from rs_d2.utils.outputs import check_outputs
 from rs_d2.utils.watch import end_with_parent
 
 RESULT, CONSOLE = "result.json", "console.txt"
@@ -58,12 +63,31 @@ class Run(NamedTuple):
         return f"{self.variant}, seed {self.seed}"
 
     def result(self) -> dict[str, Any] | None:
-        """What the run has left, if it has ended well."""
+        """What the run has left, if it has ended well; what no run writes does not count."""
         try:
-            content = json.loads((self.folder / RESULT).read_bytes())
-        except (OSError, ValueError):
+            content = read_json(self.folder / RESULT)
+        except UserError:
             return None
-        return content if isinstance(content, dict) and content.get("key") == self.key else None
+        return content if _is_result(content, self) else None
+
+
+def _is_result(content: Any, run: Run) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("curve"), list):
+        return False
+    tables = (content.get("metrics"), content.get("ratios"), *content["curve"])
+    return (
+        (content.get("key"), content.get("seed")) == (run.key, run.seed)
+        and isinstance(content.get("revision"), str)
+        and isinstance(content.get("device"), str)
+        and all(isinstance(table, dict) for table in tables)
+        and all("iterations" in point for point in content["curve"])
+        and all(map(_is_number, [content.get("seconds"), *chain(*map(dict.values, tables))]))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """One whose square is finite, too, for the spread over the seeds."""
+    return isinstance(value, (int, float)) and abs(value) < 1e100
 
 
 def make_run(
@@ -92,10 +116,12 @@ def work(run: Run, report: Connection, slot: int, num_threads: int) -> None:
         num_threads: of torch.
     """
     end_with_parent()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / CONSOLE).open("a") as console:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(console.fileno(), stream.fileno())
+    try:
+        make_folder(run.folder, "--output")
+        _print_to(run.folder / CONSOLE)
+    except UserError as error:
+        report.send(("failed", str(error)))
+        sys.exit(1)
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     else:
@@ -111,6 +137,17 @@ def work(run: Run, report: Connection, slot: int, num_threads: int) -> None:
         sys.exit(1)
 
 
+def _print_to(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a pipe would be waited for
+        raise UserError(f"{path} is a link, folder, pipe or device")
+    try:
+        with path.open("a") as console:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(console.fileno(), stream.fileno())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from error
+
+
 def train(run: Run, tell: Callable[[str, int], None]) -> dict[str, Any]:
     """Train, evaluate and leave ``result.json``; checkpoints are removed then.
 
@@ -123,8 +160,12 @@ def train(run: Run, tell: Callable[[str, int], None]) -> dict[str, Any]:
     """
     began = time.time()
     cfg = config_from_text(run.config, run.title, ["OUTPUT_DIR", str(run.folder)])
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder, "--output")
+    if (run.folder / RESULT).exists() and not (run.folder / RESULT).is_file():
+        raise UserError(f"{run.folder / RESULT} is a folder, pipe or device")
     cfg.freeze()
+    outputs = [("--output", run.folder / name) for name in (RESULT, *engine.RUN_FILES)]
+    check_outputs([run.data.train_json, run.data.val_json, cfg.MODEL.WEIGHTS], outputs)
     with engine.output_folder(cfg):
         about = argparse.Namespace(config_file="", eval_only=False, **run.data._asdict())
         engine.start_process(cfg, about, [])
@@ -174,8 +215,8 @@ class _Tell(HookBase):
 def _curve(path: Path, metrics: dict[str, float], iterations: int) -> list[dict[str, float]]:
     """The evaluations, by the number of iterations before them; the last is the final one."""
     points: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        entry = json.loads(line)
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        entry = parse_line(line) or {}
         found = {name: entry[name] for name in metrics if name in entry}
         if found and entry["iteration"] + 1 < iterations:
             points[entry["iteration"] + 1] = found

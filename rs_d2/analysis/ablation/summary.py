@@ -207,7 +207,7 @@ def draw(folder: Path, table: Table, summaries: Sequence[Summary]) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(folder / FILES["curves"], dpi=150, metadata={"Software": None})
+    _save(figure, folder / FILES["curves"])
 
     figure = Figure(figsize=(8, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -219,7 +219,12 @@ def draw(folder: Path, table: Table, summaries: Sequence[Summary]) -> None:
     axes.set_yticks(range(len(shown)), [" / ".join(s.row.labels) for s in reversed(shown)])
     axes.set(xlabel=f"{_title(metric)}, percent: each seed, mean and spread", title=table.title)
     axes.grid(alpha=0.25, axis="x")
-    figure.savefig(folder / FILES["final"], dpi=150, metadata={"Software": None})
+    _save(figure, folder / FILES["final"])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150, metadata={"Software": None}, format="png")
 
 
 def _mean_curve(summary: Summary, metric: str) -> tuple[list[float], list[float]]:

@@ -9,22 +9,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fvcore.common.config import BASE_KEY
-
 from rs_d2.analysis.ablation.tables import Row, Table
 from rs_d2.config.load import find_config
-from rs_d2.config.yaml_files import parse_yaml
+from rs_d2.config.yaml_files import read_own_lines
 from rs_d2.utils.errors import UserError, did_you_mean
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_NOT_IN_NAMES = re.compile(r"[^\w .+-]")  # would break a table, a title or a terminal
 _BETWEEN_PAIRS = re.compile(r",\s*(?=[A-Z][A-Z0-9_.]* )")  # not the comma in a list of numbers
 
 
 class Variant(NamedTuple):
-    """A row with the config keys and values that it sets, in turn."""
+    """A row with the config keys and values that it sets, in turn, and the file they are from."""
 
     row: Row
     pairs: tuple[Any, ...]
+    file: str | None = None
 
 
 def variants_of(table: Table) -> list[Variant]:
@@ -57,15 +57,17 @@ def variant_of(text: str) -> Variant:
     """A variant from a yaml file, or from ``name=KEY VALUE,KEY VALUE``.
 
     Of a file its own ``MODEL`` lines count, without its bases: data, schedule and learning rate are
-    the base's, the same for all. Pairs may set anything.
+    the base's, the same for all; in its name, what a table could not show becomes "_". Pairs may
+    set anything.
 
     Raises:
         UserError: It is neither, or the file cannot be read.
     """
     if text.endswith((".yaml", ".yml")) and "=" not in text:
-        row = Row(Path(text).stem, (Path(text).stem,))
+        name = _NOT_IN_NAMES.sub("_", Path(text).stem)
         try:
-            return Variant(row, model_lines(find_config(text)))
+            file = find_config(text)
+            return Variant(Row(name, (name,)), model_lines(file), file)
         except UserError as error:
             raise UserError(f"--variant: {str(error).removeprefix('--config-file: ')}") from error
     name, equals, rest = text.partition("=")
@@ -104,12 +106,10 @@ def model_lines(path: str) -> tuple[Any, ...]:
     Raises:
         UserError: It cannot be read.
     """
-    try:
-        content = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
-    content.pop(BASE_KEY, None)
-    return tuple(_pairs(content.get("MODEL", {}), "MODEL"))
+    lines = read_own_lines(path).get("MODEL") or {}
+    if not isinstance(lines, Mapping):
+        raise UserError(f"{path}: MODEL holds no keys")
+    return tuple(_pairs(lines, "MODEL"))
 
 
 def _pairs(tree: Mapping[str, Any], prefix: str) -> Iterator[Any]:
