@@ -247,7 +247,9 @@ def test_what_no_run_has_written_is_no_result_and_no_input_is_overwritten(compar
             run(rows=["plain"], stop=0)  # it would be done again
     path.write_text("[" * 100_000)
     (path.parent / "train_log.jsonl").write_text("rubbish\n[1]\n")
+    (path.parent / "model_mine.pth").write_text("of the user")
     run(rows=["plain"])
+    assert [file.name for file in path.parent.glob("*.pth")] == ["model_mine.pth"]
     assert did == [("plain", 1)]
     assert json.loads(path.read_text())["metrics"] == json.loads(good)["metrics"]
     annotations, image = out.parent / "train.json", out.parent / "images" / "0.png"

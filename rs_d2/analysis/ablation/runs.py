@@ -192,7 +192,9 @@ def train(run: Run, tell: Callable[[str, int], None]) -> dict[str, Any]:
         }
         with atomic_write(run.folder / RESULT, "w") as file:
             file.write(json.dumps(content, indent=1) + "\n")
-        for checkpoint in [*run.folder.glob("model_*.pth"), run.folder / "last_checkpoint"]:
+        names = ("model_final.pth", "model_best.pth", "last_checkpoint")
+        numbered = run.folder.glob(f"model_{'[0-9]' * 7}.pth")  # what a user has put there stays
+        for checkpoint in [*numbered, *(run.folder / name for name in names)]:
             checkpoint.unlink(missing_ok=True)
     return content
 
