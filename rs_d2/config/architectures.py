@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rs_d2.criterion.ranking import RANKINGS
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -81,8 +83,6 @@ class Architecture:
 
 # Rankings in a detector's title; a baseline has none.
 _PREFIXES = {"rank_sort": "RS-", "alrp": "aLRP ", "ap": "AP "}
-# Losses with a softmax over the classes and the background.
-_SOFTMAX = ("cross_entropy", "ohem_cross_entropy")
 
 
 def lookup(cfg: Any, key: str) -> Any:
@@ -107,15 +107,20 @@ def _our_dense_title(cfg: Any) -> str:
     return f"{prefix}{cfg.MODEL.META_ARCHITECTURE}"
 
 
+def _num_tasks(loss: str, num_classes: int) -> int:
+    """One for each class; one in all where a softmax has a column for the background."""
+    num_columns = RANKINGS[loss](num_classes=num_classes).num_columns
+    return num_classes if num_columns == num_classes else 1
+
+
 def _box_head_tasks(cfg: Any) -> int:
-    criterion = cfg.MODEL.ROI_BOX_HEAD.CRITERION
-    softmax = not _has_our_box_head(cfg) or criterion.LOSS in _SOFTMAX
-    return 1 if softmax else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not _has_our_box_head(cfg):
+        return 1
+    return _num_tasks(cfg.MODEL.ROI_BOX_HEAD.CRITERION.LOSS, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def _dense_head_tasks(cfg: Any) -> int:
-    softmax = cfg.MODEL.DENSE_HEAD.CRITERION.LOSS in _SOFTMAX
-    return 1 if softmax else cfg.MODEL.RETINANET.NUM_CLASSES
+    return _num_tasks(cfg.MODEL.DENSE_HEAD.CRITERION.LOSS, cfg.MODEL.RETINANET.NUM_CLASSES)
 
 
 # Detectron2's own heads do not read our keys: they sample at random and end in a softmax.

@@ -32,6 +32,7 @@ _KINDS = {  # types that a value may have, by that of its default
     tuple: (list, tuple),
     CfgNode: CfgNode,
 }
+_HEADS = ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD")  # each with a CRITERION node
 _LEAST = {
     "SOLVER.MAX_ITER": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
@@ -42,6 +43,11 @@ _LEAST = {
     "INPUT.MIN_OBJECT_SIZE": 0,
     "MODEL.YOLACT.NMS_TOPK": 1,
     "MODEL.YOLACT.NUM_PROTOTYPES": 1,
+    "MODEL.ROI_MASK_HEAD.MAX_POSITIVES": 1,
+    "MODEL.DENSE_HEAD.ASSIGN_TOPK": 1,
+    "MODEL.ROI_BOX_HEAD.CRITERION.NEGATIVES_NUM_CLASSES": 1,
+    "MODEL.DENSE_HEAD.CRITERION.NEGATIVES_NUM_CLASSES": 1,
+    **{f"MODEL.{head}.CRITERION.BALANCE_PERIOD": 0 for head in _HEADS},
 }
 _MASK_LABELS = ("dice", "iou_dice")
 # What a detector without boxes of its own cannot give.
@@ -60,9 +66,6 @@ def check_config(cfg: CfgNode) -> None:
     _check_types(cfg, defaults)
     check_choices(cfg)
     check_clip_type(cfg)
-    for key, least in _LEAST.items():
-        if lookup(cfg, key) < least:
-            raise UserError(f"{key}: {lookup(cfg, key)} is not at least {least}")
     _check_abilities(cfg)
     _check_ssd_augmentation(cfg)
     for key, name, registry in _registered_names(cfg):
@@ -99,7 +102,7 @@ def _check_abilities(cfg: CfgNode) -> None:
             if lookup(cfg, key) in values:
                 raise UserError(f"{key}: {lookup(cfg, key)} needs boxes, which {name} lacks")
     one_stage_with_masks = not architecture.has_proposals and "segm" in architecture.tasks(cfg)
-    for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
+    for head in _HEADS:
         key = f"MODEL.{head}.CRITERION.LABELS"
         if lookup(cfg, key) in _MASK_LABELS and not (head == "DENSE_HEAD" and one_stage_with_masks):
             raise UserError(f"{key}: {lookup(cfg, key)} needs masks, which MODEL.{head} lacks")
@@ -151,7 +154,7 @@ def check_choices(cfg: Any) -> None:
     ):
         if not 0 < lookup(cfg, key) <= 1:
             raise UserError(f"{key}: {lookup(cfg, key)} is not in (0, 1]")
-    for head in ("RPN", "ROI_BOX_HEAD", "DENSE_HEAD"):
+    for head in _HEADS:
         for name in ("DELTA", "DELTA_LOC"):
             key = f"MODEL.{head}.CRITERION.{name}"
             delta = lookup(cfg, key)
@@ -162,23 +165,15 @@ def check_choices(cfg: Any) -> None:
             key = f"MODEL.{head}.CRITERION.{name}"
             if lookup(cfg, key) == needs_ranking and RANKINGS[loss].is_baseline:
                 raise UserError(f"{key}: MODEL.{head}.CRITERION.LOSS {loss} ranks nothing")
-        key = f"MODEL.{head}.CRITERION.BALANCE_PERIOD"
-        if lookup(cfg, key) < 0:
-            raise UserError(f"{key}: {lookup(cfg, key)} is not at least 0")
     weight = cfg.MODEL.DENSE_HEAD.SEPARATION_BOX_WEIGHT
     if weight is not None and not (_is_number(weight) and weight >= 0):
         raise UserError(f"MODEL.DENSE_HEAD.SEPARATION_BOX_WEIGHT: {weight} is not a number >= 0")
     if not 0 < cfg.MODEL.RETINANET.PRIOR_PROB < 1:
         value = cfg.MODEL.RETINANET.PRIOR_PROB
         raise UserError(f"MODEL.RETINANET.PRIOR_PROB: {value} is not in (0, 1)")
-    for key in (
-        "MODEL.ROI_MASK_HEAD.MAX_POSITIVES",
-        "MODEL.DENSE_HEAD.ASSIGN_TOPK",
-        "MODEL.ROI_BOX_HEAD.CRITERION.NEGATIVES_NUM_CLASSES",
-        "MODEL.DENSE_HEAD.CRITERION.NEGATIVES_NUM_CLASSES",
-    ):
-        if lookup(cfg, key) < 1:
-            raise UserError(f"{key}: {lookup(cfg, key)} is not at least 1")
+    for key, least in _LEAST.items():
+        if lookup(cfg, key) < least:
+            raise UserError(f"{key}: {lookup(cfg, key)} is not at least {least}")
 
 
 def _is_number(value: Any) -> bool:

@@ -19,6 +19,7 @@ from rs_d2.criterion.negatives import NEGATIVES
 from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.criterion.tasks import BOX_LOSSES, MASK_LOSSES
 from rs_d2.criterion.weights import WEIGHTS
+from rs_d2.ops.matrix_nms import DECAYS
 
 # Allowed values of every key that names one of several; where they come from a registry, an entry
 # that somebody adds to it is allowed at once. ``check_choices`` enforces them; None stands for the
@@ -32,7 +33,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "INPUT.AUGMENTATION": ("detectron2", "ssd"),
     "MODEL.DENSE_HEAD.MASK_LOSS": MASK_LOSSES,
     "MODEL.YOLACT.NMS": ("fast", "exact"),
-    "MODEL.SOLO.NMS_KERNEL": ("gaussian", "linear"),
+    "MODEL.SOLO.NMS_KERNEL": DECAYS,
     "DATALOADER.ON_BAD_IMAGE": ("skip", "error"),
     "DATALOADER.REPEAT_ROUNDING": ("ceil", "stochastic"),
     "SOLVER.OPTIMIZER": ("sgd", "adamw"),

@@ -76,7 +76,8 @@ class ExportedDetector:
         size = (pixels.shape[0], pixels.shape[1])
         inner_size = (resized.shape[1], resized.shape[2])
         boxes = images.scale_boxes(boxes, inner_size, size)
-        found = [value[_are_full(boxes)] for value in (boxes, scores, classes, *masks)]
+        full = _are_full(boxes)
+        found = [value[full] for value in (boxes, scores, classes, *masks)]
         if IMAGE_MASKS in about.outputs:
             stride = about.mask_stride
             extent = [stride * side for side in found[3].shape[1:]] if stride else inner_size
@@ -85,7 +86,8 @@ class ExportedDetector:
             found[3] = torch.from_numpy(images.paste_masks(found[3], found[0], size))
         if about.boxes_from_masks:
             found[0] = boxes_of_masks(found[3])
-            found = [value[_are_full(found[0])] for value in found]
+            full = _are_full(found[0])
+            found = [value[full] for value in found]
         return ExportedDetections(*(value.numpy() for value in found))
 
 
@@ -163,10 +165,12 @@ def _check_script(path: Path) -> None:
         with path.open("rb") as file:  # other formats have no source that could be read here
             is_zip = file.read(4) == b"PK\x03\x04"
         reader = torch._C.PyTorchFileReader(str(path)) if is_zip else None  # as torch.jit.load does
-        names = reader.get_all_records() if reader else ["model.json"]
+        names = reader.get_all_records() if reader else []
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is not a TorchScript file") from error
-    if "model.json" in names:  # of PyTorch before 1.4, where any entry may be source
+    if (
+        reader is None or "model.json" in names
+    ):  # of PyTorch before 1.4, where any entry may be source
         raise UserError(f"{path} is not a TorchScript file")
     for name in (name for name in names if name.lower().endswith(".py")):
         source = reader.get_record(name).decode(errors="replace")

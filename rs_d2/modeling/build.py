@@ -42,16 +42,11 @@ def build_box_criterion(cfg: CfgNode, positive_iou: float | None = None) -> Crit
     )
 
 
-def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criterion:
-    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``.
-
-    Args:
-        cfg: config.
-        may_have_quality: the head may have a branch that predicts qualities.
-    """
+def build_dense_criterion(cfg: CfgNode) -> Criterion:
+    """The criterion described by ``MODEL.DENSE_HEAD.CRITERION``, with boxes as its only task."""
     dense = cfg.MODEL.DENSE_HEAD
     num_classes = cfg.MODEL.RETINANET.NUM_CLASSES
-    criterion = _build(
+    return _build(
         cfg,
         dense.CRITERION,
         num_classes,
@@ -59,10 +54,12 @@ def build_dense_criterion(cfg: CfgNode, may_have_quality: bool = True) -> Criter
         box_weight=dense.BOX_LOSS_WEIGHT,
         negatives=_negatives(dense.CRITERION, num_classes),
     )
-    if may_have_quality and has_quality_branch(cfg):
-        balancer = BALANCERS["constant"](weight=dense.QUALITY_LOSS_WEIGHT)
-        criterion.tasks["quality"] = Task(quality_task, balancer, weighted=False)
-    return criterion
+
+
+def build_quality_task(cfg: CfgNode) -> Task:
+    """The task that a dense head which predicts qualities adds to its criterion."""
+    balancer = BALANCERS["constant"](weight=cfg.MODEL.DENSE_HEAD.QUALITY_LOSS_WEIGHT)
+    return Task(quality_task, balancer, weighted=False)
 
 
 def build_mask_task(cfg: CfgNode) -> Task:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rs_d2.ops.nms import BoxTable, without_bad_rows
+from rs_d2.ops.sorting import descending
 
 
 def fast_nms(
@@ -47,7 +48,7 @@ def fast_nms(
         return nothing, nothing
     if not torch.jit.is_tracing():  # a graph cannot look before it goes on
         scores = without_bad_rows(scores, table)
-    best, rows = _descending(scores.t())
+    best, rows = descending(scores.t())
     best, rows = best[:, :topk_per_class], rows[:, :topk_per_class]
     classes = torch.arange(num_classes, device=scores.device)[:, None].expand_as(rows)
     boxes = table.at(rows.flatten(), classes.flatten()).view(rows.shape[0], rows.shape[1], 4)
@@ -57,16 +58,9 @@ def fast_nms(
     rows, classes = rows[kept], classes[kept]
     position = (rows * num_classes + classes).argsort()
     rows, classes = rows[position], classes[position]
-    order = _descending(scores[rows, classes])[1]
+    order = descending(scores[rows, classes])[1]
     order = order if topk < 0 else order[:topk]
     return rows[order], classes[order]
-
-
-def _descending(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and indices along the last dimension, best first, of equal values the earlier one."""
-    if torch.onnx.is_in_onnx_export():  # its operator is stable, and takes no word about it
-        return values.sort(dim=-1, descending=True)
-    return values.sort(dim=-1, descending=True, stable=True)
 
 
 def _pairwise_iou(boxes: Tensor) -> Tensor:

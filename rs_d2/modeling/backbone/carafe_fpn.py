@@ -14,9 +14,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from rs_d2.modeling.backbone.fpn import require_sum
 from rs_d2.modeling.backbone.resnet import build_rs_resnet_backbone
 from rs_d2.ops.carafe import carafe_upsample
-from rs_d2.utils.errors import UserError
 
 
 class CARAFE(nn.Module):
@@ -142,8 +142,7 @@ def build_rs_resnet_carafe_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     Raises:
         UserError: ``MODEL.FPN.FUSE_TYPE`` is not ``sum``.
     """
-    if cfg.MODEL.FPN.FUSE_TYPE != "sum":
-        raise UserError(f"MODEL.FPN.FUSE_TYPE: '{cfg.MODEL.FPN.FUSE_TYPE}' is not sum")
+    require_sum(cfg)
     return CARAFEFPN(
         bottom_up=build_rs_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

@@ -75,6 +75,16 @@ class BilinearFPN(FPN):
         return dict(zip(self._out_features, levels, strict=True))
 
 
+def require_sum(cfg: CfgNode) -> None:
+    """Check that levels are to be added, for a pyramid that does nothing else.
+
+    Raises:
+        UserError: ``MODEL.FPN.FUSE_TYPE`` is not ``sum``.
+    """
+    if cfg.MODEL.FPN.FUSE_TYPE != "sum":
+        raise UserError(f"MODEL.FPN.FUSE_TYPE: '{cfg.MODEL.FPN.FUSE_TYPE}' is not sum")
+
+
 def _enlarge(level: Tensor, target: Tensor) -> Tensor:
     return F.interpolate(level, size=target.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -86,8 +96,7 @@ def build_rs_resnet_bilinear_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
     Raises:
         UserError: ``MODEL.FPN.FUSE_TYPE`` is not ``sum``.
     """
-    if cfg.MODEL.FPN.FUSE_TYPE != "sum":
-        raise UserError(f"MODEL.FPN.FUSE_TYPE: '{cfg.MODEL.FPN.FUSE_TYPE}' is not sum")
+    require_sum(cfg)
     bottom_up = build_rs_resnet_backbone(cfg, input_shape)
     last = cfg.MODEL.FPN.IN_FEATURES[-1]
     channels = cfg.MODEL.FPN.OUT_CHANNELS

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rs_d2.criterion.candidates import Candidates
-from rs_d2.modeling.build import has_quality_branch
+from rs_d2.criterion.criterion import Criterion
+from rs_d2.modeling.build import build_quality_task, has_quality_branch
 from rs_d2.modeling.dense.detector import RSDenseDetector
 from rs_d2.modeling.dense.head import DenseHead
 from rs_d2.modeling.dense.predictions import HeadOutputs, Predictions
@@ -81,11 +82,21 @@ class AnchorDenseDetector(RSDenseDetector):
         shapes = ret["backbone"].output_shape()
         return {
             **ret,
-            "anchor_generator": _anchors(cfg, [shapes[name] for name in ret["head_in_features"]]),
+            "anchor_generator": build_anchors(
+                cfg, [shapes[name] for name in ret["head_in_features"]]
+            ),
             "box2box_transform": Box2BoxTransform(weights=cfg.MODEL.RETINANET.BBOX_REG_WEIGHTS),
             "assign_topk": cfg.MODEL.DENSE_HEAD.ASSIGN_TOPK,
             "topk_candidates": cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST,
         }
+
+    @classmethod
+    def build_criterion(cls, cfg: CfgNode) -> Criterion:
+        """Boxes, and their quality where the head predicts it."""
+        criterion = super().build_criterion(cfg)
+        if has_quality_branch(cfg):
+            criterion.tasks["quality"] = build_quality_task(cfg)
+        return criterion
 
     @classmethod
     def build_head(cls, cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
@@ -95,7 +106,7 @@ class AnchorDenseDetector(RSDenseDetector):
             in_channels=shapes[0].channels,
             num_levels=len(shapes),
             num_convs=settings.NUM_CONVS,
-            num_anchors=_anchors_per_cell(_anchors(cfg, shapes)),
+            num_anchors=anchors_per_cell(build_anchors(cfg, shapes)),
             num_classes=settings.NUM_CLASSES,
             norm=settings.NORM,
             prior_prob=settings.PRIOR_PROB,
@@ -325,7 +336,12 @@ def _at_most(limit: int, count: Any) -> Any:
     return count.clamp(max=limit) if isinstance(count, Tensor) else min(limit, count)
 
 
-def _anchors(cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
+def build_anchors(cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
+    """The anchor generator of ``MODEL.ANCHOR_GENERATOR`` for these levels.
+
+    Raises:
+        UserError: It has sizes for another number of levels.
+    """
     sizes = len(cfg.MODEL.ANCHOR_GENERATOR.SIZES)
     if sizes not in (0, 1, len(shapes)):  # none: they follow the strides
         raise UserError(
@@ -335,7 +351,12 @@ def _anchors(cfg: CfgNode, shapes: list[ShapeSpec]) -> nn.Module:
     return build_anchor_generator(cfg, shapes)
 
 
-def _anchors_per_cell(anchor_generator: nn.Module) -> int:
+def anchors_per_cell(anchor_generator: nn.Module) -> int:
+    """Anchors of a location, as many on every level.
+
+    Raises:
+        UserError: Levels differ.
+    """
     counts = anchor_generator.num_cell_anchors
     if len(set(counts)) != 1:
         raise UserError(

@@ -5,11 +5,12 @@ Shapes: ``N`` images, ``K`` classes, ``a`` anchors per location, ``H`` and ``W``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn, ones
+
+from rs_d2.modeling.build import bias_for_prior
 
 
 class DenseHead(nn.Module):
@@ -43,18 +44,15 @@ class DenseHead(nn.Module):
     ) -> None:
         super().__init__()
         self.cls_tower, self.bbox_tower = (
-            nn.Sequential(*(_conv(in_channels, norm) for _ in range(num_convs))) for _ in range(2)
+            nn.Sequential(*(conv(in_channels, in_channels, norm) for _ in range(num_convs)))
+            for _ in range(2)
         )
         self.cls_score = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
         self.quality = nn.Conv2d(in_channels, num_anchors, 3, padding=1) if with_quality else None
         self.scales = nn.ParameterList(nn.Parameter(ones(())) for _ in range(num_levels))
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        start_small(self)
+        bias_for_prior(self.cls_score, prior_prob)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Outputs of each level.
@@ -78,13 +76,23 @@ class DenseHead(nn.Module):
         return outputs
 
 
-def _conv(channels: int, norm: str) -> Conv2d:
+def start_small(head: nn.Module) -> None:
+    """Let all convolutions start from N(0, 0.01), biases at 0."""
+    for layer in head.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def conv(in_channels: int, out_channels: int, norm: str, size: int = 3) -> Conv2d:
+    """A convolution that keeps height and width, with norm and ReLU."""
     return Conv2d(
-        channels,
-        channels,
-        kernel_size=3,
-        padding=1,
+        in_channels,
+        out_channels,
+        kernel_size=size,
+        padding=size // 2,
         bias=not norm,
-        norm=get_norm(norm, channels),
+        norm=get_norm(norm, out_channels),
         activation=nn.ReLU(inplace=True),
     )

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rs_d2.modeling.build import bias_for_prior
+from rs_d2.modeling.dense.head import conv, start_small
 
 
 class SOLOv2Head(nn.Module):
@@ -53,7 +53,7 @@ class SOLOv2Head(nn.Module):
         self.category_tower, self.kernel_tower = (
             nn.Sequential(
                 *(
-                    _conv(first if i == 0 else conv_channels, conv_channels, norm)
+                    conv(first if i == 0 else conv_channels, conv_channels, norm)
                     for i in range(num_convs)
                 )
             )
@@ -64,11 +64,7 @@ class SOLOv2Head(nn.Module):
         self.mask_features = MaskFeatures(
             in_channels, len(self.grids) - 1, mask_channels, kernel_channels, norm
         )
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        start_small(self)
         bias_for_prior(self.category, prior_prob)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -115,9 +111,9 @@ class MaskFeatures(nn.Module):
         self.levels = nn.ModuleList()
         for level in range(num_levels):
             first = in_channels + 2 * (level == num_levels - 1)
-            convs = [_conv(channels if i else first, channels, norm) for i in range(max(1, level))]
+            convs = [conv(channels if i else first, channels, norm) for i in range(max(1, level))]
             self.levels.append(nn.ModuleList(convs))
-        self.out = _conv(channels, out_channels, norm, size=1)
+        self.out = conv(channels, out_channels, norm, size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """From levels [N, C, H, W], each half the size of the one before, to [N, E, H, W]."""
@@ -125,8 +121,8 @@ class MaskFeatures(nn.Module):
         for number, (convs, x) in enumerate(zip(self.levels, features, strict=True)):
             if number == len(self.levels) - 1:
                 x = with_coordinates(x)
-            for conv in convs:
-                x = conv(x)
+            for layer in convs:
+                x = layer(x)
                 if number > 0:
                     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
             total = x if total is None else total + x
@@ -151,15 +147,3 @@ def _from_minus_one_to_one(line: Tensor) -> Tensor:
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _conv(in_channels: int, out_channels: int, norm: str, size: int = 3) -> Conv2d:
-    return Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=size,
-        padding=size // 2,
-        bias=not norm,
-        norm=get_norm(norm, out_channels),
-        activation=nn.ReLU(inplace=True),
-    )

@@ -28,6 +28,7 @@ from rs_d2.modeling.dense.solo_head import SOLOv2Head
 from rs_d2.ops.masks import MASK_STRIDE, assemble, boxes_of_masks, shrink_masks
 from rs_d2.ops.matrix_nms import matrix_nms, points_nms
 from rs_d2.ops.nms import clip
+from rs_d2.ops.sorting import descending
 from rs_d2.targets.assign_solo import assign_solo, centers_of_mass
 from rs_d2.utils.errors import UserError
 
@@ -93,7 +94,7 @@ class SOLOv2(RSDenseDetector):
     @classmethod
     def build_criterion(cls, cfg: CfgNode) -> Criterion:
         """As of other dense detectors, with the losses of masks in place of those of boxes."""
-        criterion = build_dense_criterion(cfg, may_have_quality=False)
+        criterion = build_dense_criterion(cfg)
         criterion.tasks = nn.ModuleDict({"mask": build_mask_task(cfg)})
         return criterion
 
@@ -259,10 +260,7 @@ def _mask_qualities(kernels: Tensor, mask_features: Tensor, least_areas: Tensor)
 
 def _best_first(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Scores in descending order, of equal ones the earlier first, and where they were."""
-    if torch.onnx.is_in_onnx_export():  # its sort is stable, and has no word for it
-        order = scores.sort(descending=True).indices
-    else:
-        order = scores.sort(descending=True, stable=True).indices
+    order = descending(scores)[1]
     order = order if limit < 0 else order[:limit]
     return scores[order], order
 

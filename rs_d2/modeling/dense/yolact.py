@@ -15,7 +15,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
@@ -26,7 +25,12 @@ from rs_d2.criterion.ranking import RANKINGS
 from rs_d2.criterion.tasks import Task, semantic_task
 from rs_d2.modeling.anchor_generator import SpanningAnchorGenerator
 from rs_d2.modeling.build import build_dense_criterion, build_mask_task
-from rs_d2.modeling.dense.anchor_detector import AnchorDenseDetector, Regions
+from rs_d2.modeling.dense.anchor_detector import (
+    AnchorDenseDetector,
+    Regions,
+    anchors_per_cell,
+    build_anchors,
+)
 from rs_d2.modeling.dense.image_masks import ImageMasks, gt_bitmaps
 from rs_d2.modeling.dense.predictions import HeadOutputs, Predictions
 from rs_d2.modeling.dense.yolact_head import YOLACTHead
@@ -67,7 +71,7 @@ class YOLACT(AnchorDenseDetector):
     @classmethod
     def build_criterion(cls, cfg: CfgNode) -> Criterion:
         """Boxes, masks where they are on, and the classes of pixels where there is the branch."""
-        criterion = build_dense_criterion(cfg, may_have_quality=False)
+        criterion = build_dense_criterion(cfg)
         if cfg.MODEL.MASK_ON:
             criterion.tasks["mask"] = build_mask_task(cfg)
         if _has_semantic_branch(cfg):
@@ -82,7 +86,7 @@ class YOLACT(AnchorDenseDetector):
         ranking = RANKINGS[cfg.MODEL.DENSE_HEAD.CRITERION.LOSS]
         return YOLACTHead(
             in_channels=shapes[0].channels,
-            num_anchors=build_anchor_generator(cfg, shapes).num_anchors[0],
+            num_anchors=anchors_per_cell(build_anchors(cfg, shapes)),
             num_columns=ranking(num_classes=num_classes).num_columns,
             num_prototypes=cfg.MODEL.YOLACT.NUM_PROTOTYPES if cfg.MODEL.MASK_ON else 0,
             num_semantic_classes=num_classes if _has_semantic_branch(cfg) else 0,
@@ -128,7 +132,8 @@ class YOLACT(AnchorDenseDetector):
         counts = image_of.bincount(minlength=len(prototypes)).tolist()
         logits = torch.cat([*map(assemble, coefficients.split(counts), prototypes)])
         inside = inside_boxes(candidates.gt_boxes, extent, grid)
-        gt_masks = torch.cat([to_grid(gt_bitmaps(i), extent, grid) for i in gt_instances])
+        bitmaps = [*map(gt_bitmaps, gt_instances)]
+        gt_masks = torch.cat([to_grid(masks, extent, grid) for masks in bitmaps])
         candidates = replace(
             candidates,
             mask_logits=logits.masked_fill(~inside, OUTSIDE),
@@ -138,11 +143,11 @@ class YOLACT(AnchorDenseDetector):
         if "semantic" not in predictions:
             return candidates
         (semantic,) = predictions["semantic"]
-        return replace(
-            candidates,
-            semantic_logits=semantic,
-            gt_semantic=torch.stack([_gt_semantic(i, extent, semantic) for i in gt_instances]),
-        )
+        gt_semantic = [
+            _gt_semantic(each.gt_classes, masks, extent, semantic)
+            for each, masks in zip(gt_instances, bitmaps, strict=True)
+        ]
+        return replace(candidates, semantic_logits=semantic, gt_semantic=torch.stack(gt_semantic))
 
     def refine(self, detections: Instances, rows: Tensor, regions: Regions) -> Instances:
         """Keep the coefficients for :meth:`forward_inference`."""
@@ -175,9 +180,11 @@ def _extent(images: ImageList) -> Sequence[int]:
     return images.tensor.shape[-2:]
 
 
-def _gt_semantic(instances: Instances, extent: Sequence[int], logits: Tensor) -> Tensor:
+def _gt_semantic(
+    gt_classes: Tensor, masks: Tensor, extent: Sequence[int], logits: Tensor
+) -> Tensor:
     """[K, H, W] bool: the classes of an image's pixels on the grid of the logits [N, K, H, W]."""
     _, num_classes, *grid = logits.shape
-    masks = to_grid(gt_bitmaps(instances), extent, grid)
+    masks = to_grid(masks, extent, grid)
     counts = torch.zeros(num_classes, *grid, dtype=torch.int32, device=logits.device)
-    return counts.index_add_(0, instances.gt_classes, masks.int()) > 0
+    return counts.index_add_(0, gt_classes, masks.int()) > 0
