@@ -14,16 +14,14 @@ gradient by then.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
 import torch
-from bm_train_step import LossClock, build, make_batch, step
+from bm_train_step import build, make_batch, rcnn_config, time_losses
 from tqdm import tqdm
 
-from rs_d2.config.load import find_config, load_config
 from rs_d2.criterion import RANKINGS
 
 BASELINE = "cross_entropy"
@@ -37,16 +35,9 @@ COLUMNS += ("loss adds",)
 
 def compare(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each ranking, on one model and batch."""
-    models = {ranking: _model(MODELS[name], ranking) for ranking in RANKINGS}
+    models = {ranking: build(rcnn_config(MODELS[name], ranking), "cpu") for ranking in RANKINGS}
     batch = make_batch(args.images, args.size, num_classes=models[BASELINE].roi_heads.num_classes)
-    clocks = {ranking: LossClock(model, "cpu") for ranking, model in models.items()}
-    steps = {ranking: partial(step, model, batch) for ranking, model in models.items()}
-    for one_step in steps.values():
-        one_step()  # warm up
-    for clock in clocks.values():
-        clock.seconds, clock.positives, clock.candidates = 0.0, 0, 0
-    times = common.measure(steps, args.rounds, warmup=0)
-    loss_ms = {ranking: 1e3 * clock.seconds / args.rounds for ranking, clock in clocks.items()}
+    times, clocks, loss_ms = time_losses(models, batch, args.rounds, "cpu")
     base = times[BASELINE].median_ms
     return [
         {
@@ -62,13 +53,6 @@ def compare(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         }
         for ranking in models
     ]
-
-
-def _model(config: str, ranking: str) -> torch.nn.Module:
-    opts = ["MODEL.WEIGHTS", ""]
-    for head in ("RPN", "ROI_BOX_HEAD"):
-        opts += [f"MODEL.{head}.CRITERION.LOSS", ranking]
-    return build(load_config(find_config(config), opts)[0], "cpu")
 
 
 def main(argv: list[str] | None = None) -> None:

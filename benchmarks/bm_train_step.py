@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,11 @@ class LossClock:
 
 
 def rcnn_config(name: str, loss: str) -> CfgNode:
-    """A shipped config, with cross-entropy in place of Rank & Sort Loss for the baseline."""
+    """A shipped config with a loss in both stages; of the baseline that is cross-entropy."""
+    loss = "cross_entropy" if loss == "baseline" else loss
     opts = ["MODEL.WEIGHTS", ""]
-    if loss == "baseline":
-        for head in ("RPN", "ROI_BOX_HEAD"):
-            opts += [f"MODEL.{head}.CRITERION.LOSS", "cross_entropy"]
+    for head in ("RPN", "ROI_BOX_HEAD"):
+        opts += [f"MODEL.{head}.CRITERION.LOSS", loss]
     return load_config(find_config(name), opts)[0]
 
 
@@ -165,18 +165,25 @@ def step(model: nn.Module, batch: list[dict[str, Any]]) -> None:
     model.zero_grad()
 
 
+def time_losses(
+    models: Mapping[str, nn.Module], batch: list[dict[str, Any]], rounds: int, device: str
+) -> tuple[dict[str, Any], dict[str, LossClock], dict[str, float]]:
+    """Times of a step of each model in turn, and the clocks and milliseconds of their criteria."""
+    clocks = {name: LossClock(model, device) for name, model in models.items()}
+    steps = {name: partial(step, model, batch) for name, model in models.items()}
+    for one_step in steps.values():
+        one_step()  # warm up
+    for clock in clocks.values():
+        clock.seconds, clock.positives, clock.candidates = 0.0, 0, 0
+    times = common.measure(steps, rounds, warmup=0, device=device)
+    return times, clocks, {name: 1e3 * clock.seconds / rounds for name, clock in clocks.items()}
+
+
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row: a model with its usual losses and with Rank & Sort Loss."""
     batch = make_batch(args.images, args.size)
     models = {loss: build(MODELS[name](loss), args.device) for loss in LOSSES}
-    clocks = {loss: LossClock(model, args.device) for loss, model in models.items()}
-    steps = {loss: partial(step, model, batch) for loss, model in models.items()}
-    for one_step in steps.values():
-        one_step()  # warm up
-    for clock in clocks.values():
-        clock.seconds, clock.positives = 0.0, 0
-    times = common.measure(steps, args.rounds, warmup=0, device=args.device)
-    loss_ms = {loss: 1e3 * clock.seconds / args.rounds for loss, clock in clocks.items()}
+    times, clocks, loss_ms = time_losses(models, batch, args.rounds, args.device)
     baseline, rank_sort = (times[loss].median_ms for loss in LOSSES)
     return {
         "model": name,
