@@ -131,7 +131,7 @@ def join_others(args: argparse.Namespace, folder: list[str]) -> None:
     run_as_one_of_several(
         args.place,
         prepare_and_work,
-        tell=lambda failure: print(f"error: {failure.line}", file=sys.stderr, flush=True),
+        tell=lambda failure: stop(f"error: {failure.line}", failure.exit_code),
         left=lambda: engine.last_checkpoint_line(folder[0]) if folder else "",
     )
 

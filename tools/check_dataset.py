@@ -18,7 +18,6 @@ read, or a mistake in the arguments, named in one line.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import write_json
 from rs_d2.utils.cli import ProgramParser, positive_int, run_program
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.outputs import check_outputs
@@ -87,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
         checks[1].findings += compare_sets(*checks)
     print(as_text(checks).encode(errors="backslashreplace").decode())
     if args.output is not None:
-        with atomic_write(args.output, "w") as file:
-            file.write(json.dumps(as_json(checks), indent=2) + "\n")
+        write_json(args.output, as_json(checks), indent=2)
     for check in checks if args.fix else ():
         written = write_fixed(check)
         print(f"{check.path}: " + ("nothing to fix" if written is None else f"wrote {written}"))

@@ -16,7 +16,6 @@ Exit codes: 0 done; 2 a mistake in the arguments or files, named in one line.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # without an installation
 
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import write_json
 from rs_d2.utils.cli import ProgramParser, positive_int, run_program
 from rs_d2.utils.d2_compat import require_detectron2
 from rs_d2.utils.errors import UserError
@@ -84,8 +83,7 @@ def run(args: argparse.Namespace) -> None:
     summary = evaluation.summary
     flat = {name: None if math.isnan(summary[name]) else summary[name] for name in METRICS}
     make_folder(args.output.parent, "--output")
-    with atomic_write(args.output, "w") as file:
-        file.write(json.dumps(flat, indent=2) + "\n")
+    write_json(args.output, flat, indent=2)
     _show(evaluation.engine, summary)
     counts = None
     if args.train_gt is not None:

@@ -7,7 +7,6 @@ model runs once for its detections. Then it runs at every threshold for its time
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from rs_d2.engine.trainer import RSTrainer
 from rs_d2.evaluation import build_evaluator
 from rs_d2.evaluation.evaluate import Evaluation, evaluate_detections
 from rs_d2.evaluation.evaluator import ArrayEvaluator
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import atomic_write, write_json
 from rs_d2.utils.csv_files import write_csv
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 0.1, 0.4, 0.6, 0.8)  # those of the published table
@@ -141,8 +140,7 @@ def write_sweep(folder: Path, rows: Sequence[Mapping[str, Any]], **about: Any) -
     paths = sweep_files(folder)
     plain = [{name: _number(value) for name, value in row.items()} for row in rows]
     write_csv(paths["csv"], list(rows[0]), plain)
-    with atomic_write(paths["json"], "w") as file:
-        file.write(json.dumps({**about, "rows": plain}, indent=2) + "\n")
+    write_json(paths["json"], {**about, "rows": plain}, indent=2)
     _draw(rows, paths["png"])
     return paths
 

@@ -21,6 +21,7 @@ class Resumable(NamedTuple):
     """The checkpoint to go on from, and what is wrong with those that should have been."""
 
     path: Path
+    content: dict[str, Any]
     problems: tuple[str, ...]
 
 
@@ -38,11 +39,15 @@ def tagged_checkpoint(folder: str | Path) -> Path | None:
     return Path(folder) / name if name and is_name else None
 
 
-def resumable_checkpoint(folder: str | Path) -> Resumable | None:
+def resumable_checkpoint(folder: str | Path, *, mmap: bool = True) -> Resumable | None:
     """The checkpoint that a resumed run loads; None where a folder has no ``last_checkpoint``.
 
     It is the one named there or, where that cannot be used, the last of the numbered ones before it
     that can. A checkpoint can be used if it is whole and its weights are finite.
+
+    Args:
+        folder: of the run.
+        mmap: as of ``read_checkpoint``.
 
     Raises:
         UserError: None can be used.
@@ -63,10 +68,10 @@ def resumable_checkpoint(folder: str | Path) -> Resumable | None:
     numbered = [each for each in numbered if end is None or each[0] < end]
     candidates = [] if tagged is None else [tagged]
     for path in [*candidates, *(path for _, path in sorted(numbered, reverse=True))]:
-        problem = _problem(path)
-        if problem is None:
-            return Resumable(path, tuple(problems))
-        problems.append(problem)
+        try:
+            return Resumable(path, _read_good(path, mmap), tuple(problems))
+        except UserError as error:
+            problems.append(str(error))
     raise UserError(f"--resume: {'; '.join(problems)}")
 
 
@@ -85,12 +90,10 @@ def not_finite(values: Any, name: str = "") -> Iterator[str]:
             yield from not_finite(value, f"{name}.{index}")
 
 
-def _problem(path: Path) -> str | None:
+def _read_good(path: Path, mmap: bool) -> dict[str, Any]:
     if not path.exists():
-        return f"{path}, named by {path.parent / TAG}, is missing"
-    try:
-        content = read_checkpoint(path, mmap=True)
-    except UserError as error:
-        return str(error)
-    broken = next(not_finite(content.get("model", {})), None)
-    return None if broken is None else f"{path} has diverged: {broken} is not finite"
+        raise UserError(f"{path}, named by {path.parent / TAG}, is missing")
+    content = read_checkpoint(path, mmap=mmap)
+    for broken in not_finite(content.get("model", {})):
+        raise UserError(f"{path} has diverged: {broken} is not finite")
+    return content

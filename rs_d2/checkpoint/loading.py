@@ -113,7 +113,7 @@ def load_for_evaluation(
     if found is not None:
         for problem in found.problems:
             checkpointer.logger.warning(f"--resume: {problem}; taking {found.path.name}")
-        checkpointer.load(str(found.path))
+        checkpointer.load(str(found.path), content=found.content)
     else:
         checkpointer.load(cfg.MODEL.WEIGHTS, content=content)
     for name, shape in checkpointer.unset.items():

@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from rs_d2.checkpoint.last import not_finite
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.utils.d2_compat import our_resizing
 from rs_d2.utils.errors import UserError
@@ -52,9 +53,8 @@ def detect_on_cpu(cfg: CfgNode, state: Mapping[str, Tensor], image: np.ndarray) 
     Raises:
         UserError: A weight or a layer's output is not finite; names the first such.
     """
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise UserError(f"{name} is not finite: the weights are broken")
+    for name in not_finite(state):
+        raise UserError(f"{name} is not finite: the weights are broken")
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""

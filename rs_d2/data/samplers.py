@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,44 +40,45 @@ def repeat_factors(
     return torch.ceil(factors) if rounding == "ceil" else factors
 
 
-def build_repeat_sampler(
-    dataset_dicts: Sequence[dict[str, Any]],
-    threshold: float,
-    rounding: str,
-    seed: int | None = None,
-) -> Sampler:
-    """An endless sampler that shows each image as often as ``repeat_factors`` says."""
-    from detectron2.data.samplers import RepeatFactorTrainingSampler
-
-    factors = repeat_factors(dataset_dicts, threshold, rounding)
-    return RepeatFactorTrainingSampler(factors, seed=seed)
-
-
 def build_train_sampler(
     cfg: Any, dataset_dicts: Sequence[dict[str, Any]], seed: int | None = None
 ) -> Sampler:
-    """The endless sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
+    """The endless sampler that ``DATALOADER.SAMPLER_TRAIN`` names; see ``train_sampler_maker``."""
+    return train_sampler_maker(cfg, dataset_dicts)(seed)
+
+
+def train_sampler_maker(
+    cfg: Any, dataset_dicts: Sequence[dict[str, Any]]
+) -> Callable[[int | None], Sampler]:
+    """From a seed to the endless sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
+
+    The order of the images follows from the seed, which must be the same in all processes; None
+    draws one. The annotations are looked at here, once, and not kept.
 
     Args:
         cfg: config with `DATALOADER.{SAMPLER_TRAIN, REPEAT_THRESHOLD, REPEAT_ROUNDING,
             RANDOM_SUBSET_RATIO}`.
         dataset_dicts: what the loader will index, after empty images were filtered out.
-        seed: the order of the images follows from it; it must be the same in all processes. None
-            draws one.
 
     Raises:
         UserError: The sampler is unknown.
     """
-    from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+    from detectron2.data.samplers import (
+        RandomSubsetTrainingSampler,
+        RepeatFactorTrainingSampler,
+        TrainingSampler,
+    )
 
     keys, size = cfg.DATALOADER, len(dataset_dicts)
     if keys.SAMPLER_TRAIN == "TrainingSampler":
-        return TrainingSampler(size, seed=seed)
+        return lambda seed: TrainingSampler(size, seed=seed)
     if keys.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        threshold, rounding = keys.REPEAT_THRESHOLD, keys.REPEAT_ROUNDING
-        return build_repeat_sampler(dataset_dicts, threshold, rounding, seed)
+        factors = repeat_factors(dataset_dicts, keys.REPEAT_THRESHOLD, keys.REPEAT_ROUNDING)
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     if keys.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
         ratio = keys.RANDOM_SUBSET_RATIO
-        return RandomSubsetTrainingSampler(size, ratio, seed_shuffle=seed, seed_subset=seed)
+        return lambda seed: RandomSubsetTrainingSampler(
+            size, ratio, seed_shuffle=seed, seed_subset=seed
+        )
     known = "TrainingSampler, RepeatFactorTrainingSampler, RandomSubsetTrainingSampler"
     raise UserError(f"DATALOADER.SAMPLER_TRAIN: '{keys.SAMPLER_TRAIN}' is not one of {known}")

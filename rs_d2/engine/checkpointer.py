@@ -81,12 +81,13 @@ class TrainingCheckpointer(RSCheckpointer):
         Raises:
             UserError: A file cannot be used, or the checkpoint is that of another model.
         """
-        found = resumable_checkpoint(self.save_dir) if resume else None
+        # Not mapped: the optimizer would keep what is a part of the file.
+        found = resumable_checkpoint(self.save_dir, mmap=False) if resume else None
         if found is None:
             return self.load(path, checkpointables=[])
         for problem in found.problems:
             self.logger.warning(f"--resume: {problem}; going on from {found.path.name}")
-        content = read_checkpoint(found.path)
+        content = found.content
         state = content.get("trainer")
         iteration = state.get("iteration") if isinstance(state, dict) else None
         if type(iteration) is not int or iteration < 0:

@@ -24,7 +24,7 @@ from rs_d2.config import architecture_of
 from rs_d2.criterion.balancing import Balancer
 from rs_d2.criterion.imbalance import IMBALANCE_FILE, ImbalanceMeter
 from rs_d2.engine.iteration_log import LOG_PERIOD
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import write_json
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.stopping import TrainingStopped
 
@@ -101,8 +101,7 @@ class ImbalanceStatistics(HookBase):
         )
         if comm.is_main_process():
             finite = {name: value if value == value else None for name, value in ratios.items()}
-            with atomic_write(self._path, "w") as file:
-                file.write(json.dumps({**self._meter.names, **finite}, indent=1) + "\n")
+            write_json(self._path, {**self._meter.names, **finite})
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted of the interval."""
@@ -260,8 +259,7 @@ class KeepBest(HookBase):
         if tag:
             self._checkpointer.tag_last_checkpoint(Path(tag).name)
         note = {"metric": self._metric, "value": value, "iteration": iteration}
-        with atomic_write(self._path, "w") as file:
-            file.write(json.dumps(note, indent=1) + "\n")
+        write_json(self._path, note)
         _logger.info("%s is %.3f, the best so far: saved as %s.pth", self._metric, value, BEST)
 
     def _value(self, results: Mapping[str, Any]) -> float:

@@ -59,10 +59,7 @@ def any_broken_gradient(model: nn.Module) -> Tensor:
 
 def broken_gradient(model: nn.Module) -> str:
     """The first parameter with a gradient that is not finite; empty if there is none."""
-    for name, each in model.named_parameters():
-        if each.grad is not None and not each.grad.isfinite().all():
-            return name
-    return ""
+    return next(not_finite({name: each.grad for name, each in model.named_parameters()}), "")
 
 
 def running_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -106,7 +103,7 @@ def diagnose(model: nn.Module, batch: Any) -> Diagnosis:
         batch: what it got.
     """
     weight = next(not_finite(dict(model.named_parameters())), "")
-    return Diagnosis(weight, "" if weight else _first_module(model, batch), _files(batch))
+    return Diagnosis(weight, "" if weight else _first_module(model, batch), files_of(batch))
 
 
 def write_diagnosis(
@@ -172,7 +169,8 @@ def _tensors(output: Any) -> Any:
     return output
 
 
-def _files(batch: Any) -> list[str]:
+def files_of(batch: Any) -> list[str]:
+    """Names of the images of a batch, as far as it tells them."""
     entries = batch if isinstance(batch, Sequence) else []
     return [
         str(each["file_name"])

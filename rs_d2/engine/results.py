@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import defaultdict
@@ -18,7 +17,7 @@ from torch import nn
 
 from rs_d2.drawing.side_by_side import draw_predictions
 from rs_d2.evaluation import METRICS
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import write_json
 
 _logger = logging.getLogger(__name__)
 
@@ -52,8 +51,7 @@ def finish(cfg: CfgNode, model: nn.Module, results: Mapping[str, Any]) -> None:
 def write_metrics(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Write results as json; returns what was written: plain floats, ``None`` for no number."""
     metrics = _plain(results)
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps(metrics, indent=2) + "\n")
+    write_json(path, metrics, indent=2)
     return metrics
 
 

@@ -29,7 +29,7 @@ from rs_d2.data import check_datasets, check_num_classes
 from rs_d2.engine.checkpointer import check_weights, last_checkpoint_line, set_last_aside
 from rs_d2.engine.own_data import OWN_TRAIN, OWN_VAL, OwnData, count_epochs, use_own_data
 from rs_d2.engine.solver import check_batch, scale_solver
-from rs_d2.evaluation import METRICS
+from rs_d2.evaluation import SUMMARY
 from rs_d2.evaluation.build import EVALUATORS
 from rs_d2.utils.atomic_write import NotWritten, atomic_write
 from rs_d2.utils.cli import as_pairs
@@ -47,11 +47,6 @@ RUN_FILES = (  # what every run may write into its output folder, checkpoints as
 _RUN_FOLDERS = ("inference", "inference_TTA", "predictions", "training_images")
 # What the user can mend, of all that writing a file may fail of.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
-# What an evaluation states beside METRICS, see Evaluation.summary.
-_FURTHER_METRICS = (
-    *("oLRPs", "oLRPm", "oLRPl", "oLRPr", "oLRPc", "oLRPf"),
-    *("AR", "ARs", "ARm", "ARl"),
-)
 
 
 def prepare(
@@ -311,7 +306,7 @@ def _check_best_metric(cfg: CfgNode) -> None:
     for name in tests:
         has_masks = MetadataCatalog.get(name).get("has_masks", True)
         dataset = f"{name}/" if len(tests) > 1 else ""
-        numbers = [*METRICS, *_FURTHER_METRICS]
+        numbers = [*SUMMARY]
         numbers += [f"{number}_fixed" for number in numbers] if cfg.TEST.FIXED_AP else []
         known += [
             f"{dataset}{task}/{number}"

@@ -6,7 +6,6 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
@@ -25,9 +24,9 @@ from torch import nn
 
 from rs_d2.criterion.balancing import set_epochs
 from rs_d2.criterion.negatives import set_image_counts
-from rs_d2.data import build_train_sampler
 from rs_d2.data.federated import check_lists
 from rs_d2.data.mapper import ImageMapper
+from rs_d2.data.samplers import train_sampler_maker
 from rs_d2.data.train_loader import TrainLoader
 from rs_d2.engine.checkpointer import TrainingCheckpointer, last_checkpoint_line
 from rs_d2.engine.hooks import Checkpoints, KeepBest, build_statistics_hooks
@@ -41,6 +40,7 @@ from rs_d2.engine.nonfinite import (
     broken_gradient,
     broken_losses,
     diagnose,
+    files_of,
     running_buffers,
     write_diagnosis,
 )
@@ -199,7 +199,7 @@ class RSTrainer(DefaultTrainer):
             hook for hook in super().build_hooks() if not isinstance(hook, PeriodicCheckpointer)
         )
         is_main = comm.is_main_process()
-        evaluation = len(rest) - 2 if is_main else len(rest) - 1  # then the writers
+        evaluation = next(i for i, hook in enumerate(rest) if isinstance(hook, EvalHook))
         rest.insert(evaluation, self._checkpoints)
         ours = [TrainingProgress()] if is_main else []
         ours += build_statistics_hooks(self.cfg)
@@ -262,8 +262,8 @@ class RSTrainer(DefaultTrainer):
         except AssertionError as error:
             raise UserError(f"DATASETS.TRAIN: {error}") from error
         check_lists(cfg, dataset_dicts)
-        make_sampler = partial(build_train_sampler, cfg, dataset_dicts)
-        make_sampler(0)  # an unknown one is told here
+        make_sampler = train_sampler_maker(cfg, dataset_dicts)
+        make_sampler(0)  # what it cannot use is told here
         return TrainLoader(
             dataset_dicts,
             ImageMapper(cfg, is_train=True, num_images=len(dataset_dicts)),
@@ -358,7 +358,7 @@ class RSTrainer(DefaultTrainer):
         self._skipped_in_a_row += 1
         self.storage.put_scalar("nonfinite/skipped", self._skipped, smoothing_hint=False)
         if str(found):
-            files = ", ".join(str(each["file_name"]) for each in self._loader.latest)
+            files = ", ".join(files_of(self._loader.latest))
             _logger.warning(
                 "iteration %d is skipped: %s; images: %s (%d skipped so far)",
                 *(self.iter, found, files, self._skipped),

@@ -7,6 +7,7 @@ from rs_d2.evaluation.build import build_evaluator
 from rs_d2.evaluation.coco import RSCOCOEvaluator
 from rs_d2.evaluation.evaluate import (
     METRICS,
+    SUMMARY,
     Evaluation,
     evaluate_detections,
     evaluate_fixed_ap,
@@ -15,6 +16,7 @@ from rs_d2.evaluation.lvis import RSLVISEvaluator
 
 __all__ = [
     "METRICS",
+    "SUMMARY",
     "Detections",
     "Evaluation",
     "GroundTruth",

@@ -20,6 +20,11 @@ METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"),
     *("oLRP", "oLRP_Loc", "oLRP_FP", "oLRP_FN"),
 )
+# All that an evaluation states.
+SUMMARY = (
+    *METRICS,
+    *("oLRPs", "oLRPm", "oLRPl", "oLRPr", "oLRPc", "oLRPf", "AR", "ARs", "ARm", "ARl"),
+)
 MAX_DETS = {"coco": 100, "lvis": 300}  # of an image and class; of an image
 FIXED_AP_PER_CLASS = 10_000
 
@@ -52,10 +57,10 @@ class Evaluation:
 
     @cached_property
     def summary(self) -> dict[str, float]:
-        """``METRICS`` in percent; NaN where there is nothing to average.
+        """``SUMMARY`` in percent; NaN where there is nothing to average.
 
-        Further: ``oLRPs oLRPm oLRPl`` by size, ``oLRPr oLRPc oLRPf`` by frequency, and the average
-        recall ``AR``, ``ARs ARm ARl``.
+        Beside ``METRICS`` there are ``oLRPs oLRPm oLRPl`` by size, ``oLRPr oLRPc oLRPf`` by
+        frequency, and the average recall ``AR``, ``ARs ARm ARl``.
         """
         precision, groups = self.precision.precision, self.ground_truth.frequencies
         values = {

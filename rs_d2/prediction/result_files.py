@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from rs_d2.coco.image_files import file_name
 from rs_d2.coco.rle import encode_mask
 from rs_d2.prediction.predictor import Predictor
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import atomic_write, write_json
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import make_folder
 
@@ -122,8 +122,7 @@ class ResultFiles:
         index = {"images": self._images, "categories": self._categories}
         if self._unreadable:
             index["unreadable"] = self._unreadable
-        with atomic_write(self._folder / INDEX, "w") as file:
-            file.write(json.dumps(index, indent=1) + "\n")
+        write_json(self._folder / INDEX, index)
 
     def set_categories(self, ids: Ids, class_names: Sequence[str]) -> None:
         """Say what the category ids mean."""

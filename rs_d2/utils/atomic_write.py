@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import uuid
@@ -55,3 +56,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise NotWritten(f"{path} cannot be written ({error.strerror or error})") from error
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int = 1) -> None:
+    """Write a json file, as :func:`atomic_write` does."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(content, indent=indent) + "\n")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.place import Place
-from rs_d2.utils.stopping import STOP_SIGNALS
+from rs_d2.utils.stopping import STOP_SIGNALS, handled_by
 from rs_d2.utils.watch import Failure
 
 _GRACE = 5.0  # seconds to end by oneself after another process has failed
@@ -64,7 +62,7 @@ class Children:
     def join(self, left: Callable[[], str] | None) -> None:
         """Wait for all; raises what ``launch`` does."""
         try:
-            with self._forwarding():
+            with handled_by(self._forward):
                 self._wait()
         except KeyboardInterrupt:
             self._send(signal.SIGINT)
@@ -106,23 +104,10 @@ class Children:
             if until is not None and time.monotonic() > until:
                 return
 
-    @contextmanager
-    def _forwarding(self) -> Iterator[None]:
-        """Hand the signals of a preemption on to the processes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def forward(number: int, _: Any) -> None:
-            self._forwarded = number
-            self._send(number)
-
-        old = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _forward(self, number: int, _: Any) -> None:
+        """Hand a signal of a preemption on to the processes."""
+        self._forwarded = number
+        self._send(number)
 
     def _send(self, number: int) -> None:
         for process in self._processes:
@@ -155,9 +140,14 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _signal_line(place: Place, pid: int, number: int) -> str:
+def ended_by(number: int) -> str:
+    """What ended a process whose exit code is minus this number."""
     why = ", perhaps because memory ran out" if number == signal.SIGKILL else ""
-    return f"{place} (process {pid}) was ended by {signal_name(number)}{why}"
+    return f"ended by {signal_name(number)}{why}"
+
+
+def _signal_line(place: Place, pid: int, number: int) -> str:
+    return f"{place} (process {pid}) was {ended_by(number)}"
 
 
 def _received(report: Connection) -> Iterator[Failure]:

@@ -123,17 +123,11 @@ def check_machines(num_machines: int, machine_rank: int | None, dist_url: str | 
     """
     if dist_url not in (None, "auto"):
         meeting_point(dist_url)
-    if num_machines == 1:
-        if machine_rank:
-            raise UserError(
-                f"--machine-rank {machine_rank} must be below --num-machines {num_machines}"
-            )
-        return
-    if dist_url in (None, "auto"):
+    if num_machines > 1 and dist_url in (None, "auto"):
         raise UserError("--num-machines above 1 needs --dist-url tcp://<first machine>:<port>")
-    if machine_rank is None:
+    if num_machines > 1 and machine_rank is None:
         raise UserError("--num-machines above 1 needs --machine-rank, another on each machine")
-    if not 0 <= machine_rank < num_machines:
+    if not 0 <= (machine_rank or 0) < num_machines:
         raise UserError(
             f"--machine-rank {machine_rank} must be below --num-machines {num_machines}"
         )

@@ -10,13 +10,23 @@ from detectron2.data.samplers import TrainingSampler
 
 from rs_d2.config import add_rs_config
 from rs_d2.data import build_train_sampler
-from rs_d2.data.samplers import build_repeat_sampler, repeat_factors
+from rs_d2.data.samplers import repeat_factors
 from rs_d2.utils.errors import UserError
 
 
 def dicts(*images):
     """One dict per image, given as the classes of its objects."""
     return [{"annotations": [{"category_id": c} for c in classes]} for classes in images]
+
+
+def repeating(rounding):
+    """The sampler of these images with a threshold of 0.5."""
+    cfg = get_cfg()
+    add_rs_config(cfg)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
+    cfg.DATALOADER.REPEAT_ROUNDING = rounding
+    return build_train_sampler(cfg, IMAGES)
 
 
 # Class 0 is in all of 16 images, class 1 in 4, class 2 in 1; the last image holds nothing.
@@ -51,14 +61,14 @@ def test_an_unknown_rounding_is_refused():
 
 def test_an_epoch_shows_each_image_its_factor_of_times():
     factors = repeat_factors(IMAGES, 0.5, "ceil")
-    sampler = build_repeat_sampler(IMAGES, 0.5, "ceil")
+    sampler = repeating("ceil")
     epoch = Counter(itertools.islice(iter(sampler), int(factors.sum())))
     assert [epoch[i] for i in range(len(IMAGES))] == factors.tolist()
 
 
 def test_stochastic_rounding_keeps_the_factors_on_average():
     factors = repeat_factors(IMAGES, 0.5, "stochastic")
-    sampler = build_repeat_sampler(IMAGES, 0.5, "stochastic")
+    sampler = repeating("stochastic")
     epochs = 2000
     shown = Counter(itertools.islice(iter(sampler), int(epochs * factors.sum())))
     counts = torch.tensor([shown[i] / epochs for i in range(len(IMAGES))])
@@ -74,8 +84,5 @@ def test_the_sampler_is_the_one_that_the_config_names():
     drawn = [set(itertools.islice(iter(build_train_sampler(cfg, IMAGES, 3)), 40)) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 8
-    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
-    cfg.DATALOADER.REPEAT_THRESHOLD = 0.5
-    cfg.DATALOADER.REPEAT_ROUNDING = "ceil"
-    epoch = Counter(itertools.islice(iter(build_train_sampler(cfg, IMAGES)), 21))
+    epoch = Counter(itertools.islice(iter(repeating("ceil")), 21))
     assert epoch[14] == 3

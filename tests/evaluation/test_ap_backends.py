@@ -9,7 +9,7 @@ import pytest
 from conftest import shared
 from helpers.made_detections import made
 
-from rs_d2.evaluation import detections_from, evaluate_detections, ground_truth_from
+from rs_d2.evaluation import SUMMARY, detections_from, evaluate_detections, ground_truth_from
 from rs_d2.evaluation.ap_backends import average_precision, choose_engine
 from rs_d2.evaluation.evaluate import MAX_DETS
 from rs_d2.utils.errors import UserError
@@ -74,6 +74,7 @@ def test_the_official_examples_give_the_official_numbers(style, folder, gt, resu
 
 def check_summary(evaluation, expected):
     """Of the average recalls, only those at the full cap are ours."""
+    assert set(evaluation.summary) == set(SUMMARY)
     checked = 0
     for name, value in expected.items():
         name = GOLDEN_NAMES.get(name, name)

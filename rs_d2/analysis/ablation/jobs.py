@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from rs_d2.analysis.ablation.runs import CONSOLE, Run, work
-from rs_d2.utils.children import signal_name
-from rs_d2.utils.stopping import STOP_SIGNALS
+from rs_d2.utils.children import ended_by
+from rs_d2.utils.stopping import STOP_SIGNALS, handled_by
 from rs_d2.utils.terminal import is_live
 
 _GRACE = 30.0  # seconds to write a checkpoint after a signal
@@ -70,7 +70,8 @@ def do_runs(
     failures: dict[Run, str] = {}
     progress = _Progress(runs, label)
     try:
-        with _signals_as_exceptions():
+        # SIGTERM and SIGUSR1 end this process, but its runs first.
+        with handled_by(lambda number, _: sys.exit(128 + number)):
             while waiting or active:
                 while waiting and free:
                     with _signals_held():
@@ -132,8 +133,7 @@ class _Process:
             return f"failed: {self._failure}"
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
-            how = f"ended by {signal_name(-code)}"
-            how += ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+            how = ended_by(-code)
         return f"failed: {how} (see {self.run.folder / CONSOLE})"
 
 
@@ -214,23 +214,6 @@ def _signals_held() -> Iterator[None]:
             signal.signal(number, handler)
         for number in came:
             os.kill(os.getpid(), number)
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end this process as ``SystemExit``, so that its runs end first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {
-        number: signal.signal(number, lambda number, _: sys.exit(128 + number))
-        for number in STOP_SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop(active: Sequence[_Process]) -> None:

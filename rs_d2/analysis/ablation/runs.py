@@ -26,7 +26,7 @@ from rs_d2.config.load import config_from_text
 from rs_d2.criterion.imbalance import IMBALANCE_FILE
 from rs_d2.engine.iteration_log import ITERATION_LOG, parse_line
 from rs_d2.engine.results import flat_metrics
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import write_json
 from rs_d2.utils.errors import UserError
 from rs_d2.utils.folders import make_folder
 from rs_d2.utils.launch import reason_of
@@ -190,8 +190,7 @@ def train(run: Run, tell: Callable[[str, int], None]) -> dict[str, Any]:
             "seconds": round(time.time() - began, 1),
             "resumed at": resumed,
         }
-        with atomic_write(run.folder / RESULT, "w") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
+        write_json(run.folder / RESULT, content)
         names = ("model_final.pth", "model_best.pth", "last_checkpoint")
         numbered = run.folder.glob(f"model_{'[0-9]' * 7}.pth")  # what a user has put there stays
         for checkpoint in [*numbered, *(run.folder / name for name in names)]:

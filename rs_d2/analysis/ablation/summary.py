@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rs_d2.analysis.ablation.tables import FIRST_EPOCH, RATIOS, Row, Table
 from rs_d2.criterion.imbalance import format_cell
-from rs_d2.utils.atomic_write import atomic_write
+from rs_d2.utils.atomic_write import atomic_write, write_json
 from rs_d2.utils.csv_files import write_csv
 
 FILES = {
@@ -173,8 +172,7 @@ def write_tables(
             lines.append({**empty, "seed": seed, "failure": why})
     write_csv(folder / FILES["csv"], columns, lines)
     rows = [_everything(table, summary) for summary in summaries]
-    with atomic_write(folder / FILES["json"], "w") as file:
-        file.write(json.dumps({"table": table.name, **about, "rows": rows}, indent=1) + "\n")
+    write_json(folder / FILES["json"], {"table": table.name, **about, "rows": rows})
 
 
 def _everything(table: Table, summary: Summary) -> dict[str, Any]:
