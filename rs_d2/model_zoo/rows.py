@@ -167,7 +167,7 @@ MEASURED = (
         "quick/rs_mask_rcnn_digits.yaml",
         "digits (generated)",
         "480 iterations of 4 images, two CPU cores, 6 min",
-        "box AP 33.4, AP50 57.3, oLRP 73.4; mask AP 32.2, AP50 55.7, oLRP 74.3",
+        "box AP 35.3, AP50 58.3, oLRP 71.2; mask AP 33.1, AP50 56.3, oLRP 72.6",
     ),
     Measurement(
         "quick/rs_mask_rcnn_own_data.yaml",
