@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from rs_d2.utils.errors import UserError
 
@@ -35,11 +38,30 @@ class ProgramParser(argparse.ArgumentParser):
 
 
 def run_program(program: Callable[[], int | None]) -> int:
-    """Run a program: its exit code (0 for None), or 2 after a ``UserError``, told on stderr."""
+    """Run a program: its exit code (0 for None), or 2 after a ``UserError``, told on stderr.
+
+    Where nobody reads its output any more, as after ``| head``, it ends with 141 and without a
+    word.
+    """
     try:
-        return program() or 0
+        code = program() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as error:
         return stop(f"error: {error}", 2)
+    except BrokenPipeError:
+        if sys.stdout is None or not _is_unread(sys.stdout):  # of another pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        return 128 + signal.SIGPIPE
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
 
 
 def stop(line: str, exit_code: int) -> int:

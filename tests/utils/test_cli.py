@@ -1,6 +1,9 @@
 """How programs read their arguments and end."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -24,6 +27,25 @@ def test_the_exit_code_is_the_programs_or_2(program, code, capsys):
 def test_what_is_no_mistake_of_the_user_keeps_its_trace():
     with pytest.raises(ZeroDivisionError):
         run_program(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # told at the end, or while it prints
+def test_a_program_whose_output_nobody_reads_ends_without_a_trace(lines):
+    program = f"print('a line\\n' * {lines})"
+    code = f"from rs_d2.utils.cli import run_program; exit(run_program(lambda: {program}))"
+    unread, writer = os.pipe()
+    os.close(unread)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_keeps_its_trace():
+    code = "from rs_d2.utils.cli import run_program; run_program(fail)"
+    code = f"def fail(): raise BrokenPipeError\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("BrokenPipeError\n")
 
 
 def test_an_end_is_told_in_one_line(capsys):
