@@ -65,6 +65,7 @@ def test_error_of_the_user_in_a_worker_stays_one_line():
 def act(deeds, folder):
     """Do what the deeds say for this process; the others wait for it in vain."""
     Path(folder, f"{dist.get_rank()}.pid").write_text(str(os.getpid()))
+    dist.barrier()  # a failure ends the others at once: they might not have written theirs
     deed = deeds.get(dist.get_rank())
     if deed == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
